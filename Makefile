@@ -1,0 +1,40 @@
+# make reproduce   run the notebooks into runs/$(TIER)/, as notebooks and as HTML
+# make test        lint, tests, and the committed notebooks checked by nbval
+# Both make the virtual environment .venv first, if it is missing or requirements.txt is newer.
+
+PYTHON ?= python3
+TIER ?= smoke
+NOTEBOOKS ?= tour rq1_auxiliary_tasks
+OUT = runs/$(TIER)
+BIN = .venv/bin
+
+.PHONY: reproduce test lint clean
+.DELETE_ON_ERROR:
+
+reproduce: .venv/installed
+	@mkdir -p $(OUT)
+	@set -e; for name in $(NOTEBOOKS); do \
+	    echo "== $$name ($(TIER))"; \
+	    $(BIN)/papermill --no-progress-bar --no-log-output -f params/$(TIER)/$$name.yaml \
+	        notebooks/$$name.ipynb $(OUT)/$$name.ipynb; \
+	    $(BIN)/jupyter nbconvert --log-level WARN --to html $(OUT)/$$name.ipynb; \
+	done
+	@echo; echo "Done. Open:"; for name in $(NOTEBOOKS); do echo "  $(CURDIR)/$(OUT)/$$name.html"; done
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
+	    --nbval-cell-timeout 600 tests notebooks
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed')"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf .venv runs store

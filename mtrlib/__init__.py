@@ -1,0 +1,7 @@
+"""Rerun, check and extend "Adversarial Robustness in Multi-Task Learning: Promises and Illusions".
+
+Ghamizi, Cordy, Papadakis, Le Traon, AAAI 2022 (arXiv 2110.15053). The notebooks in `notebooks/` are
+the product; this package is the thin library under them.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,152 @@
+"""Verdicts on the paper's claims, computed from the tables: "agrees", "disagrees" or "cannot tell at this size".
+
+A verdict needs the whole interval on one side of what the claim says. Claims and their numbers: `published.claims`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from mtrlib import metrics, published
+
+AGREES, DISAGREES, CANNOT_TELL = "agrees", "disagrees", "cannot tell at this size"
+RELIABLE = 0.95  # share of cells from which on "reliably" would hold
+
+
+def verdict(low: float, high: float, threshold: float, claimed: str) -> str:
+    """Whether a value with the interval [low, high] is on the claimed side of a threshold.
+
+    Parameters
+    ----------
+    low, high : ends of the interval of the measured value.
+    threshold : what it is compared with.
+    claimed : "above" or "below", the side that the claim says.
+    """
+    if claimed not in ("above", "below"):
+        raise ValueError(f"Parameter claimed should be above or below. Found claimed = {claimed!r}.")
+    if not (np.isfinite(low) and np.isfinite(high)) or low <= threshold <= high:
+        return CANNOT_TELL
+    return AGREES if (low > threshold) == (claimed == "above") else DISAGREES
+
+
+def all_of(verdicts: list[str]) -> str:
+    """The verdict on a claim that says several things at once: one that fails is enough."""
+    if DISAGREES in verdicts:
+        return DISAGREES
+    return CANNOT_TELL if CANNOT_TELL in verdicts or not verdicts else AGREES
+
+
+def shares(shares: pd.DataFrame, number: str, threshold: float, claimed: str) -> pd.DataFrame:
+    """Claims on the share of less vulnerable cells: a row for each row of `tables.share_less_vulnerable`."""
+    rows = []
+    for row in shares.itertuples():
+        rows.append(
+            _row(
+                number,
+                f"{row.setting}, {row.attacked}",
+                f"{row.share:.0%} of {row.cells} cells less vulnerable",
+                f"[{row.low:.0%}, {row.high:.0%}]",
+                verdict(row.low, row.high, threshold, claimed),
+            )
+        )
+    return pd.DataFrame(rows)
+
+
+def never_helps(compared: pd.DataFrame, number: str) -> pd.DataFrame:
+    """The claim that no auxiliary task lowers the vulnerability of a main task: one row a main task.
+
+    Intervals of the differences are widened for the number of cells that are looked at (Bonferroni). The claim fails
+    where one lies below 0 and holds where all lie above.
+    """
+    rows = []
+    level = 1 - 0.05 / len(compared)
+    for main, cells in compared.groupby("main", sort=False):
+        ends = [metrics.interval(replicates, level) for replicates in cells.difference_replicates]
+        lowers = sum(high < 0 for _, high in ends)
+        raises = sum(low > 0 for low, _ in ends)
+        answer = DISAGREES if lowers else AGREES if raises == len(cells) else CANNOT_TELL
+        measured = f"{(cells.difference < 0).sum()} of {len(cells)} auxiliary tasks lower it"
+        rows.append(_row(number, f"main {main}", measured, f"{lowers} surely lower, {raises} surely raise", answer))
+    return pd.DataFrame(rows)
+
+
+def plateau(table: pd.DataFrame, number: str, full: int) -> pd.DataFrame:
+    """Claim 1.6 on two-task models: joint attacks reach their final strength in fewer steps than single ones.
+
+    Compares, at each smaller number of steps, the share of the vulnerability at `full` steps that is reached (mean
+    over cells), joint minus single, with a paired interval.
+    """
+    pairs = table[table.main != table.auxiliary]
+    reached = {}
+    for (steps, attacked), cells in pairs.groupby(["setting", "attacked"], sort=False):
+        final = pairs[(pairs.setting == full) & (pairs.attacked == attacked)].set_index(["main", "auxiliary"])
+        cells = cells.set_index(["main", "auxiliary"])
+        parts = [cells.replicates[cell] / final.replicates[cell] for cell in cells.index]
+        points = [cells.value[cell] / final.value[cell] for cell in cells.index]
+        reached[steps, attacked] = np.mean(points), np.mean(parts, axis=0)
+    rows = []
+    for steps in dict.fromkeys(steps for steps, _ in reached if steps != full):
+        (single, single_drawn), (joint, joint_drawn) = reached[steps, "single"], reached[steps, "joint"]
+        low, high = metrics.interval(joint_drawn - single_drawn)
+        measured = f"reached of {full} steps: joint {joint:.0%}, single {single:.0%}"
+        rows.append(
+            _row(
+                number,
+                f"{steps} steps",
+                measured,
+                f"difference [{low:+.1%}, {high:+.1%}]",
+                verdict(float(low), float(high), 0.0, "above"),
+            )
+        )
+    return pd.DataFrame(rows)
+
+
+def spread(table: pd.DataFrame, number: str) -> pd.DataFrame:
+    """Claim 1.6 on models: with more steps they differ more. The spread is the standard deviation over the auxiliary
+    tasks (the single-task model included) of one main task's vulnerability, averaged over main tasks; the most steps
+    against the fewest, as a ratio with a paired interval."""
+    single = table[table.attacked == "single"]
+    few, many = single.setting.min(), single.setting.max()
+    value, drawn = {}, {}
+    for steps in (few, many):
+        groups = [cells for _, cells in single[single.setting == steps].groupby("main")]
+        value[steps] = np.mean([cells.value.std(ddof=0) for cells in groups])
+        drawn[steps] = np.mean([np.stack(cells.replicates.to_list()).std(axis=0) for cells in groups], axis=0)
+    low, high = metrics.interval(drawn[many] / drawn[few])
+    ratio = f"spread over models at {many} steps {value[many] / value[few]:.2f} times that at {few}"
+    interval = f"[{low:.2f}, {high:.2f}]"
+    return pd.DataFrame([_row(number, "models", ratio, interval, verdict(float(low), float(high), 1.0, "above"))])
+
+
+def growth(table: pd.DataFrame) -> pd.DataFrame:
+    """How the increase of the error grows with eps: the slope of log(adversarial - clean error) over log(eps), one row
+    a main task, from the single-task models; 1 is linear growth. With a 95 % interval from the replicates."""
+    rows = []
+    for main, cells in table[table.main == table.auxiliary].groupby("main", sort=False):
+        x = np.log(cells.setting.to_numpy(float))
+        drawn = np.log(np.maximum(np.stack(cells.replicates.to_list()), 1e-12))
+        slopes = ((x - x.mean()) @ (drawn - drawn.mean(axis=0))) / ((x - x.mean()) ** 2).sum()
+        low, high = metrics.interval(slopes)
+        exponent = np.polyfit(x, np.log(np.maximum(cells.value, 1e-12)), 1)[0]
+        rows.append({"main": main, "exponent": exponent, "low": float(low), "high": float(high)})
+    return pd.DataFrame(rows)
+
+
+def summary(rows: list[pd.DataFrame], rq: str) -> pd.DataFrame:
+    """All verdicts under each other, with the paper's claim and what its own printed tables say."""
+    told = pd.concat(rows, ignore_index=True)
+    paper = published.claims(rq)
+    told.insert(1, "claim", told["number"].map(paper["claim"]))
+    told.insert(2, "printed", told["number"].map(paper["printed_evidence"]))
+    return told.sort_values("number", kind="stable", ignore_index=True)
+
+
+def sentence(rows: pd.DataFrame) -> str:
+    """The verdicts of one claim as a sentence."""
+    parts = [f"{row.where}: {row.measured} {row.interval}, {row.verdict}" for row in rows.itertuples()]
+    return f"Claim {rows['number'].iloc[0]}. " + "; ".join(parts) + "."
+
+
+def _row(number: str, where: str, measured: str, interval: str, answer: str) -> dict[str, str]:
+    return {"number": number, "where": where, "measured": measured, "interval": interval, "verdict": answer}

@@ -1,0 +1,92 @@
+"""From a model, images and an attack to the errors of each image: everything after this is cheap and recomputed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mtrlib import attacks
+from mtrlib.data import Dataset
+from mtrlib.models import MultiTaskModel
+from mtrlib.specs import AttackSpec
+from mtrlib.tasks import TASKS
+
+ATTACKS: dict[str, Callable] = {"pgd": attacks.pgd}
+
+
+def attack_batch(
+    model: MultiTaskModel, batch: tuple, attack: AttackSpec, precision: str, generator: torch.Generator
+) -> Tensor:
+    """The attacked images of one batch, (B, 3, H, W), in [0, 1].
+
+    Parameters
+    ----------
+    model : in evaluation mode.
+    batch : images, targets and masks as `Dataset.batch` gives them, on the device of the model.
+    attack, precision : what to do, and the precision of the convolutions while doing it.
+    generator : of the random starts.
+    """
+    images, targets, masks = batch
+    # One context for all steps: the weights are cast once.
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        return ATTACKS[attack.name](
+            attacks.task_losses(model, targets, masks, attack.tasks),
+            images,
+            eps=attack.eps_255 / 255,
+            step_size=attack.step_size_255 / 255,
+            steps=attack.steps,
+            norm=attack.norm,
+            restarts=attack.restarts,
+            generator=generator,
+        )
+
+
+def errors(
+    model: MultiTaskModel,
+    data: Dataset,
+    attack: AttackSpec,
+    *,
+    precision: str = "float32",
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+    advance: Callable[[int], object] = lambda images: None,
+) -> pd.DataFrame:
+    """Attack every image of `data` and measure each trained task, without and under attack.
+
+    The attack computes in `precision`; errors and losses, clean and adversarial, are always measured in float32, and
+    the clean ones on the images as they are.
+
+    Returns
+    -------
+    One row an image and trained task: task, image_id, clean_error, adversarial_error, clean_loss, adversarial_loss.
+    """
+    model.eval()
+    frames = []
+    for start in range(0, len(data), batch_size):
+        batch = data.batch(slice(start, start + batch_size), device)
+        ids = data.ids[start : start + batch_size]
+        generator = torch.Generator().manual_seed(attack.seed)  # anew: an image's start is the same in every batch
+        adversarial = attack_batch(model, batch, attack, precision, generator)
+        clean, attacked = (_measure(model, images, *batch[1:]) for images in (batch[0], adversarial))
+        for letter in model.tasks:
+            columns = {"task": letter, "image_id": ids}
+            for name, measured in (("clean", clean), ("adversarial", attacked)):
+                columns |= {f"{name}_{kind}": measured[letter][kind].cpu().numpy() for kind in ("error", "loss")}
+            frames.append(pd.DataFrame(columns))
+        advance(len(ids))
+    return pd.concat(frames, ignore_index=True)
+
+
+@torch.no_grad()
+def _measure(model: MultiTaskModel, images: Tensor, targets: dict, masks: dict) -> dict[str, dict[str, Tensor]]:
+    outputs = model(images)
+    return {
+        t: {
+            "error": TASKS[t].error(outputs[t], targets[t], masks[t]),
+            "loss": TASKS[t].loss(outputs[t], targets[t], masks[t]),
+        }
+        for t in model.tasks
+    }

@@ -1,0 +1,152 @@
+"""The figures of the notebooks. A task has one colour and marker everywhere (Okabe and Ito's colours first, which the
+colour-blind can tell apart); axes carry units; text is readable at half size."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from mtrlib.tasks import TASKS
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_COLOURS += ("#7F3C8D", "#000000", "#A5AA99", "#8C510A", "#666666")
+_ORDER = "sdDnEkKeprA"
+COLOURS = dict(zip(_ORDER, _COLOURS, strict=True))
+MARKERS = dict(zip(_ORDER, "osD^vPX*<>h", strict=True))
+_STYLE = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100}
+_CLASS_COLOURS = plt.get_cmap("tab20").colors
+
+
+def heat_maps(matrices: dict[str, pd.DataFrame], label: str) -> Figure:
+    """Matrices main x auxiliary side by side on one logarithmic colour scale a panel, with their numbers.
+
+    Parameters
+    ----------
+    matrices : by title, as `tables.matrix` and `published.vulnerability` give them.
+    label : what the numbers are, with the unit.
+    """
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(1, len(matrices), figsize=(5.2 * len(matrices), 4.6), layout="constrained")
+        for axis, (title, matrix) in zip(np.atleast_1d(axes), matrices.items(), strict=True):
+            values = matrix.to_numpy(float)
+            # Each row relative to its single-task model: tasks differ by far more than their auxiliary tasks change.
+            ratio = np.log2(values / np.diag(values)[:, None])
+            limit = max(np.nanmax(np.abs(ratio)), 0.05)
+            axis.imshow(ratio, cmap="PuOr_r", vmin=-limit, vmax=limit)
+            for (row, column), value in np.ndenumerate(values):
+                if np.isfinite(value):
+                    dark = abs(ratio[row, column]) > 0.6 * limit
+                    text = {"color": "white" if dark else "black", "weight": "bold" if row == column else "normal"}
+                    axis.text(column, row, f"{value:.2f}", ha="center", va="center", **text)
+            axis.set_xticks(range(len(matrix.columns)), matrix.columns)
+            axis.set_yticks(range(len(matrix.index)), matrix.index)
+            axis.set(xlabel="auxiliary task (diagonal: none)", ylabel="main task", title=title)
+            axis.spines[:].set_visible(False)
+        figure.suptitle(f"{label}\norange: above the single-task model of the row, violet: below", fontsize=12)
+    return _closed(figure)
+
+
+def lines(table: pd.DataFrame, xlabel: str, ylabel: str, *, log: bool = False) -> Figure:
+    """One panel a main task, a line an auxiliary task over the settings of a study's panel, with 95 % intervals.
+
+    Parameters
+    ----------
+    table : as `tables.vulnerabilities` gives it, of one panel.
+    xlabel, ylabel : names of the axes, with units.
+    log : both axes logarithmic.
+    """
+    mains = [letter for letter in TASKS if letter in set(table.main)]
+    with plt.rc_context(_STYLE):
+        size = (3.6 * len(mains) + 1.6, 3.6)
+        figure, axes = plt.subplots(1, len(mains), figsize=size, sharex=True, layout="constrained", squeeze=False)
+        for axis, main in zip(axes[0], mains, strict=True):
+            rows = table[(table.main == main) & (table.attacked == "single")]
+            order = [main] + [letter for letter in TASKS if letter != main and letter in set(rows.auxiliary)]
+            for offset, auxiliary in enumerate(order):
+                line = rows[rows.auxiliary == auxiliary].sort_values("setting")
+                x = line.setting.to_numpy(float)
+                shift = 1 + 0.02 * (offset - len(order) / 2)
+                axis.errorbar(
+                    x * shift,
+                    line.value,
+                    yerr=[np.maximum(line.value - line.low, 0), np.maximum(line.high - line.value, 0)],
+                    color=COLOURS[auxiliary],
+                    marker=MARKERS[auxiliary],
+                    linewidth=2.5 if auxiliary == main else 1.5,
+                    linestyle="-" if auxiliary == main else "--",
+                    capsize=2,
+                )
+            if log:
+                axis.set(xscale="log", yscale="log")
+            axis.set_xticks(x, [f"{value:g}" for value in x])
+            axis.minorticks_off()
+            axis.set(title=f"main task {main}", xlabel=xlabel)
+        axes[0][0].set_ylabel(ylabel)
+        _task_legend(figure, [letter for letter in TASKS if letter in set(table.auxiliary)])
+    return _closed(figure)
+
+
+def images(rows: dict[str, dict[str, torch.Tensor]], classes: tuple[str, ...]) -> Figure:
+    """A grid of pictures: a row each entry, a column each of its pictures.
+
+    Parameters
+    ----------
+    rows : by title of the row, then of the column: (3, H, W) colours in [0, 1] under any other name, and, under a
+        task letter (or a letter and more text, such as "n, attacked"), its target or prediction: (H, W) class indices,
+        or (C, H, W) values.
+    classes : names of the classes of s.
+    """
+    with plt.rc_context(_STYLE):
+        width = max(len(row) for row in rows.values())
+        size = (2.1 * width + 0.4, 2.25 * len(rows) + 0.5)
+        figure, axes = plt.subplots(len(rows), width, figsize=size, squeeze=False, layout="constrained")
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        shown: set[int] = set()
+        for number, (name, row) in enumerate(rows.items()):
+            axes[number][0].set_ylabel(name)
+            for axis, (title, picture) in zip(axes[number], row.items(), strict=False):
+                axis.set_title(_title(title), fontsize=11)
+                _show(axis, title, picture.detach().float().cpu(), len(classes))
+                if title[0] == "s" and title[1:2] in ("", ","):
+                    shown |= set(picture.unique().tolist())
+        if shown:
+            patches = [plt.Rectangle((0, 0), 1, 1, color=_CLASS_COLOURS[int(index)]) for index in sorted(shown)]
+            names = [classes[int(index)] for index in sorted(shown)]
+            figure.legend(patches, names, loc="outside lower center", ncols=6, frameon=False, title="classes of s")
+    return _closed(figure)
+
+
+def _title(title: str) -> str:
+    letter, _, rest = title.partition(",")
+    return f"{letter}: {TASKS[letter].name}{',' + rest if rest else ''}" if letter in TASKS else title
+
+
+def _show(axis, title: str, picture: torch.Tensor, classes: int) -> None:
+    letter = title.partition(",")[0]
+    task = TASKS.get(letter)
+    if task is not None and task.kind == "classes":
+        colours = ListedColormap(_CLASS_COLOURS[:classes])
+        axis.imshow(picture, cmap=colours, vmin=-0.5, vmax=classes - 0.5, interpolation="nearest")
+    elif task is not None and task.channels == 1:
+        limits = {"vmin": -1, "vmax": 1} if letter in "Ee" else {"vmin": 0.5, "vmax": 0.78}
+        axis.imshow(picture[0], cmap="cividis", interpolation="nearest", **limits)
+    elif task is not None and task.channels == 3 and letter != "A":
+        axis.imshow((picture.permute(1, 2, 0) / 2 + 0.5).clamp(0, 1), interpolation="nearest")
+    else:
+        axis.imshow(picture.permute(1, 2, 0).clamp(0, 1), interpolation="nearest")
+
+
+def _task_legend(figure: Figure, letters: list[str]) -> None:
+    handles = [plt.Line2D([], [], color=COLOURS[x], marker=MARKERS[x], label=f"{x}: {TASKS[x].name}") for x in letters]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, title="auxiliary task\n(solid: none)")
+
+
+def _closed(figure: Figure) -> Figure:
+    plt.close(figure)  # a notebook shows the returned figure once, not twice
+    return figure

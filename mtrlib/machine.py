@@ -1,0 +1,60 @@
+"""Where a run happens: device, precision, versions, commit; and the folders that relative paths start from."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import torch
+import torchvision
+
+import mtrlib
+
+
+def device() -> torch.device:
+    """The first CUDA device, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precision() -> str:
+    """Of convolutions here: "bfloat16" where they are faster in it (CUDA from compute capability 8.0 on, processors
+    with AVX512-BF16, AMX or Arm's bf16), else "float32"."""
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
+    flags = Path("/proc/cpuinfo")
+    words = set(flags.read_text().split()) if flags.exists() else set()
+    return "bfloat16" if words & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
+
+
+@cache
+def root() -> Path:
+    """The repository's folder: the nearest folder above the current one that holds `notebooks` and `params`, else the
+    current one. Relative paths of parameters start there, whoever starts the notebook and wherever."""
+    here = Path.cwd()
+    return next((p for p in (here, *here.parents) if (p / "notebooks").is_dir() and (p / "params").is_dir()), here)
+
+
+@cache
+def describe() -> dict[str, str]:
+    """What a result was computed by: versions, commit, device; recorded beside everything in the store."""
+    where = device()
+    name = torch.cuda.get_device_name() if where.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "mtrlib": mtrlib.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "device": f"{where.type} ({name}, {torch.get_num_threads()} threads)",
+        "bfloat16": f"{'fast' if precision() == 'bfloat16' else 'slow'} here",
+    }
+
+
+def _commit() -> str:
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, cwd=root(), capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

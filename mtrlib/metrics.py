@@ -1,0 +1,122 @@
+"""How much an attack harms: the vulnerabilities of the paper, from per-image clean and adversarial errors, with
+bootstrap intervals (paper, section "Preliminaries" and RQ1; arXiv 2110.15053).
+
+Relative task vulnerability is the mean over images of (adversarial - clean) / clean error of the main task. The
+published code computes another number, the ratio of the means. Both are here; the definition is the default.
+Adversarial vulnerability (Definition 1) is the mean over images of the largest change of the loss found.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+REDUCTIONS = ("per_image", "ratio_of_means")
+
+
+def relative_task_vulnerability(clean, adversarial, reduction: str = "per_image") -> float:
+    """Relative increase of the error of one task under attack.
+
+    Parameters
+    ----------
+    clean, adversarial : (N,), errors of the images without and under attack, at least 0, in any unit.
+    reduction : "per_image", mean over images of (adversarial - clean) / clean, the paper's definition;
+        "ratio_of_means", (mean adversarial - mean clean) / mean clean, what its published code computes.
+
+    Returns
+    -------
+    float, without unit; 1 means that the error doubles. An image where either error is NaN (no valid label) counts in
+    neither reduction. An image whose clean error is 0 has no ratio: "per_image" leaves it out (`left_out` counts it),
+    "ratio_of_means" needs only a mean above 0. NaN where nothing is left.
+    """
+    clean, adversarial = _paired(clean, adversarial)
+    return float(_vulnerability(clean, adversarial, reduction, np.ones((1, clean.shape[-1])))[0])
+
+
+def adversarial_vulnerability(clean_loss, adversarial_loss) -> float:
+    """Definition 1: mean over images of |L(x + delta) - L(x)|, with delta the strongest attack found within the budget.
+
+    Parameters
+    ----------
+    clean_loss, adversarial_loss : (N,) losses of the attacked set of tasks, or (T, N), one row a task, which are
+        summed over the tasks first: the loss of a set of tasks is the sum of theirs.
+    """
+    clean, adversarial = np.asarray(clean_loss, float), np.asarray(adversarial_loss, float)
+    if clean.shape != adversarial.shape or clean.ndim not in (1, 2):
+        raise ValueError(f"Losses should both be (N,) or (T, N). Found {clean.shape} and {adversarial.shape}.")
+    change = adversarial - clean
+    return float(np.abs(change.sum(axis=0) if change.ndim == 2 else change).mean())
+
+
+def left_out(clean, adversarial) -> int:
+    """How many of the images have no ratio: an error that is NaN or a clean error of 0."""
+    clean, adversarial = _paired(clean, adversarial)
+    return int((~np.isfinite(_ratios(clean, adversarial))).sum())
+
+
+def bootstrap(clean, adversarial, reduction: str = "per_image", *, replicates: int = 1000, seed: int = 0) -> np.ndarray:
+    """Relative task vulnerability over resampled images and, where there are several, resampled seeds.
+
+    The same images (and seeds) are drawn for every leading index, so that models attacked on the same images can be
+    compared replicate by replicate: that is the paired bootstrap.
+
+    Parameters
+    ----------
+    clean, adversarial : (..., S, N), errors of N images for each of S training seeds.
+    reduction : as in `relative_task_vulnerability`; the value of several seeds is the mean of theirs.
+    replicates : number of resamplings.
+    seed : of the resampling.
+
+    Returns
+    -------
+    (replicates, ...).
+    """
+    clean, adversarial = _paired(clean, adversarial)
+    generator = np.random.default_rng(seed)
+    *_, seeds, images = clean.shape
+    counts = generator.multinomial(images, np.full(images, 1 / images), size=replicates)
+    by_seed = _vulnerability(clean, adversarial, reduction, counts)  # (replicates, ..., S)
+    if seeds == 1:
+        return by_seed[..., 0]
+    drawn = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=replicates) / seeds
+    return np.einsum("r...s,rs->r...", by_seed, drawn)
+
+
+def interval(replicates, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """The percentile interval of bootstrap replicates (R, ...): its lower and upper ends, each (...)."""
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(np.asarray(replicates), [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def _vulnerability(clean: np.ndarray, adversarial: np.ndarray, reduction: str, counts: np.ndarray) -> np.ndarray:
+    """(..., N) errors and (R, N) how often each image counts -> (R, ...)."""
+    if reduction == "per_image":
+        ratios = _ratios(clean, adversarial)
+        valid = np.isfinite(ratios)
+        above, below = np.where(valid, ratios, 0), valid.astype(float)
+    elif reduction == "ratio_of_means":
+        valid = np.isfinite(clean) & np.isfinite(adversarial)
+        above, below = np.where(valid, adversarial - clean, 0), np.where(valid, clean, 0)
+    else:
+        raise ValueError(
+            f"Parameter reduction should be one of {', '.join(REDUCTIONS)}. Found reduction = {reduction!r}."
+        )
+    above, below = (np.moveaxis(values @ counts.T.astype(float), -1, 0) for values in (above, below))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(below > 0, above / below, np.nan)
+
+
+def _ratios(clean: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(clean > 0, (adversarial - clean) / clean, np.nan)
+
+
+def _paired(clean, adversarial) -> tuple[np.ndarray, np.ndarray]:
+    clean, adversarial = np.asarray(clean, float), np.asarray(adversarial, float)
+    if clean.shape != adversarial.shape or clean.ndim == 0 or clean.shape[-1] == 0:
+        raise ValueError(
+            f"Parameters clean and adversarial should be of one shape. Found {clean.shape}, {adversarial.shape}."
+        )
+    if (clean < 0).any() or (adversarial < 0).any():
+        raise ValueError("Parameters clean and adversarial should be errors of at least 0. Found a negative value.")
+    return clean, adversarial

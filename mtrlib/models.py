@@ -1,0 +1,138 @@
+"""Multi-task networks: one shared encoder, one decoder for each task (paper, section "Models"; arXiv 2110.15053).
+
+`resnet18` is torchvision's ResNet-18 from scratch (output stride 32) with the decoder of Taskonomy as the authors
+use it: five 2 x 2 transposed convolutions of stride 2, no skip connections. `resnet18_small` is the same network for
+64-pixel images: half the channels, a 3 x 3 stem of stride 2 without max-pooling and output stride 8, so that a
+64-pixel image keeps the 8 x 8 latent that a 256-pixel image has in the paper, and a decoder of three such stages.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, resnet18
+
+from mtrlib.tasks import TASKS, parse
+
+ENCODERS = ("resnet18", "resnet18_small")
+
+
+class MultiTaskModel(nn.Module):
+    """A shared encoder and one decoder a task; decoders are named by letter, so their order never matters.
+
+    Parameters
+    ----------
+    encoder : (B, 3, H, W) -> (B, C, H / stride, W / stride).
+    decoders : by task letter, (B, C, H / stride, W / stride) -> (B, channels, H, W).
+    """
+
+    def __init__(self, encoder: nn.Module, decoders: dict[str, nn.Module]):
+        super().__init__()
+        self.encoder = encoder
+        self.decoders = nn.ModuleDict(decoders)
+        # The mean and deviation of ImageNet's training images, in [0, 1] units.
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def tasks(self) -> str:
+        """Letters of the tasks it has decoders for."""
+        return "".join(self.decoders)
+
+    def forward(self, images: Tensor, tasks: str | None = None) -> dict[str, Tensor]:
+        """Outputs by task letter.
+
+        Parameters
+        ----------
+        images : (B, 3, H, W), in [0, 1]; normalised inside.
+        tasks : letters of the decoders to run; None for all.
+
+        Returns
+        -------
+        dict of (B, channels, H, W): logits for classes, values else.
+        """
+        tasks = self.tasks if tasks is None else tasks
+        if set(tasks) - set(self.tasks):
+            raise ValueError(f"Parameter tasks should be letters out of {self.tasks!r}. Found tasks = {tasks!r}.")
+        latent = self.encoder((images - self.mean) / self.deviation)
+        return {letter: self.decoders[letter](latent) for letter in tasks}
+
+
+def build(encoder: str, tasks: str, *, classes: int | None = None, seed: int | None = None) -> MultiTaskModel:
+    """A new model with random weights.
+
+    Parameters
+    ----------
+    encoder : one of `ENCODERS`.
+    tasks : letters of its tasks.
+    classes : number of classes of s; None for Taskonomy's 18.
+    seed : of the weights, the same on every machine; None draws from torch's global generator. With a seed, the
+        encoder and each decoder have their weights from streams of their own: models that share a seed and a task
+        start from the same encoder and the same decoder of that task.
+    """
+    parse(tasks)
+    if encoder not in ENCODERS:
+        raise ValueError(f"Parameter encoder should be one of {', '.join(ENCODERS)}. Found encoder = {encoder!r}.")
+    body, latent, widths = _encoder(encoder)
+    channels = {letter: TASKS[letter].channels for letter in tasks}
+    if classes is not None and "s" in channels:
+        channels["s"] = classes
+    decoders = {letter: _decoder(latent, widths, channels[letter]) for letter in tasks}
+    if seed is not None:
+        _initialise(body, torch.Generator().manual_seed(seed * 1000))
+        for letter, decoder in decoders.items():
+            _initialise(decoder, torch.Generator().manual_seed(seed * 1000 + ord(letter)))
+    return MultiTaskModel(body, decoders).to(memory_format=torch.channels_last)
+
+
+def _encoder(name: str) -> tuple[nn.Sequential, int, tuple[int, ...]]:
+    """The encoder, the channels of its latent, and the widths of the decoder stages that bring it back to H x W."""
+    if name == "resnet18":
+        network = resnet18(weights=None)
+        parts = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+        return nn.Sequential(OrderedDict((part, getattr(network, part)) for part in parts)), 512, (256, 128, 64, 48, 32)
+    stem = {"conv1": nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False), "bn1": nn.BatchNorm2d(32), "relu": nn.ReLU()}
+    stages = ((32, 32, 1), (32, 64, 2), (64, 128, 2), (128, 256, 1))
+    layers = {f"layer{i}": _stage(*stage) for i, stage in enumerate(stages, start=1)}
+    return nn.Sequential(OrderedDict(**stem, **layers)), 256, (128, 64, 32)
+
+
+def _stage(before: int, width: int, stride: int) -> nn.Sequential:
+    """Two basic blocks, the first of which takes the stride."""
+    shortcut = None
+    if stride != 1 or before != width:
+        shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
+    return nn.Sequential(BasicBlock(before, width, stride, shortcut), BasicBlock(width, width))
+
+
+def _decoder(latent: int, widths: tuple[int, ...], channels: int) -> nn.Sequential:
+    """At each stage up by two and, but for the last, a 3 x 3 convolution; then the 3 x 3 head. Names as published."""
+    layers: dict[str, nn.Module] = {}
+    for stage, width in enumerate(widths):
+        before = latent if stage == 0 else widths[stage - 1]
+        layers[f"upconv{stage}"] = nn.ConvTranspose2d(before, width, 2, stride=2)
+        layers[f"bn_upconv{stage}"] = nn.BatchNorm2d(width)
+        layers[f"relu_upconv{stage}"] = nn.ReLU(inplace=True)
+        if stage < len(widths) - 1:
+            layers[f"conv_decode{stage}"] = nn.Conv2d(width, width, 3, padding=1)
+            layers[f"bn_decode{stage}"] = nn.BatchNorm2d(width)
+            layers[f"relu_decode{stage}"] = nn.ReLU(inplace=True)
+    layers[f"conv_decode{len(widths) - 1}"] = nn.Conv2d(widths[-1], channels, 3, padding=1)
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """From one generator: Kaiming's normal weights for convolutions, small ones for a head (its outputs start near
+    zero), zero biases; batch norm stays as torch sets it."""
+    convolutions = [part for part in module.modules() if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d))]
+    for part in convolutions:
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        else:  # stride 2 and kernel 2: each output pixel sees each input channel once
+            nn.init.normal_(part.weight, std=(2 / part.in_channels) ** 0.5, generator=generator)
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
+    if convolutions[-1].bias is not None:  # the head of a decoder
+        nn.init.normal_(convolutions[-1].weight, std=0.01, generator=generator)

@@ -1,0 +1,155 @@
+"""What the notebooks take as parameters, and the check that their first cell makes.
+
+Papermill passes any name and any type on; YAML 1.1 reads `1e-4` and `8/255` as text and `no` as false. Here a wrong
+type, a value out of range, an unknown task letter and an unknown name stop the notebook at once.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mtrlib import machine
+from mtrlib.data import NAMES
+from mtrlib.models import ENCODERS
+from mtrlib.specs import AttackSpec, DataSpec, ModelSpec, Optimizer, Tasks
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _different(values: list) -> list:
+    if len(set(values)) < len(values):
+        raise ValueError(f"the values should differ, found {values}")
+    return values
+
+
+class Parameters(BaseModel):
+    """Parameters that all notebooks share: data, model, training, and where results go.
+
+    `store` holds trained models and errors, `output` the notebook's tables; relative paths start at the repository.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    data: Literal[NAMES]
+    root: str | None
+    size: int = Field(ge=8, le=1024)
+    train_images: Count | None
+    test_images: Count
+    tasks: Tasks
+    encoder: Literal[ENCODERS]
+    optimizer: Optimizer
+    epochs: Count
+    batch_size: int = Field(ge=2)
+    learning_rate: Positive
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    schedule: Literal["cosine", "step"]
+    precision: Literal["auto", "float32", "bfloat16"]
+    eps_255: Positive
+    step_size_255: Positive
+    steps: Count
+    store: str
+    output: str
+
+    def model(self, tasks: str, seed: int = 0) -> ModelSpec:
+        """The specification of a model of `tasks`, trained as these parameters say."""
+        names = "encoder optimizer epochs batch_size learning_rate momentum weight_decay schedule".split()
+        return ModelSpec(
+            data=DataSpec(name=self.data, root=self.root, size=self.size),
+            tasks=tasks,
+            images=self.train_images,
+            seed=seed,
+            precision=machine.precision() if self.precision == "auto" else self.precision,
+            **{name: getattr(self, name) for name in names},
+        )
+
+    def attack(self, tasks: str, **changes: Any) -> AttackSpec:
+        """The specification of the attack on `tasks`, with some fields changed."""
+        names = ("eps_255", "step_size_255", "steps")
+        values = {"tasks": tasks, "images": self.test_images, **{name: getattr(self, name) for name in names}}
+        return AttackSpec(**{**values, **changes})
+
+
+class Tour(Parameters):
+    """Parameters of the notebook `tour`."""
+
+    shown: int = Field(ge=1, le=8)
+
+
+class RQ1(Parameters):
+    """Parameters of the notebook `rq1_auxiliary_tasks`."""
+
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_different)]
+    restarts: Count
+    panel_images: Count
+    eps_panel: Annotated[list[Positive], Field(min_length=1), AfterValidator(_different)]
+    steps_panel: Annotated[list[Count], Field(min_length=1), AfterValidator(_different)]
+    replicates: int = Field(ge=100)
+
+    @model_validator(mode="after")
+    def _sizes(self) -> RQ1:
+        if len(self.tasks) < 2:
+            raise ValueError("tasks should name at least two tasks, a main and an auxiliary one")
+        if self.panel_images > self.test_images:
+            raise ValueError(f"panel_images should be at most test_images = {self.test_images}")
+        return self
+
+    def attack(self, tasks: str, **changes: Any) -> AttackSpec:
+        return super().attack(tasks, **{"restarts": self.restarts, **changes})
+
+
+_FIRST_CHECK: dict[int, set[str]] = {}  # the names that a kernel's first passed check saw
+
+
+def check(namespace: dict[str, Any], kind: type[Parameters]) -> Any:
+    """The parameters of a notebook, validated: call it as `check(globals(), RQ1)` in the first cell after them.
+
+    Parameters
+    ----------
+    namespace : the notebook's globals. Every name in it that a person or papermill set counts as a parameter (not
+        modules, functions, classes, or names that begin with an underscore).
+    kind : the class that says what is allowed.
+
+    Raises
+    ------
+    ValueError : with a line for each fault: what was found and what is allowed.
+    """
+    declared = kind.model_fields
+    names = {
+        name
+        for name, value in namespace.items()
+        if not name.startswith("_") and not callable(value) and not isinstance(value, types.ModuleType)
+    }
+    names -= {"In", "Out", "annotations"}
+    # In a kernel where the check has passed, cells run again: what later cells have set is no parameter.
+    later = _FIRST_CHECK.get(id(namespace), names)
+    faults = [
+        f"Unknown parameter {name} = {namespace[name]!r}. Allowed: {', '.join(declared)}."
+        for name in sorted((names & later) - set(declared))
+    ]
+    try:
+        parameters = kind(**{name: namespace[name] for name in declared if name in namespace})
+    except ValidationError as error:
+        raise ValueError("\n".join([*faults, *(_sentence(fault) for fault in error.errors())])) from None
+    if faults:
+        raise ValueError("\n".join(faults))
+    _FIRST_CHECK.setdefault(id(namespace), names)
+    return parameters
+
+
+def _sentence(fault: dict) -> str:
+    name = ".".join(str(part) for part in fault["loc"]) or "parameters"
+    if fault["type"] == "missing":
+        return f"Parameter {name} is missing."
+    found = fault["input"] if fault["loc"] else None
+    message = fault["msg"].removeprefix("Value error, ")
+    hint = ""
+    if isinstance(found, str) and fault["type"] in ("float_type", "int_type"):
+        hint = " (YAML reads 1e-4 and 8/255 as text: write 1.0e-4, and budgets in 255ths)"
+    if isinstance(found, bool):
+        hint = " (YAML reads yes, no, on and off as true and false: put them in quotes)"
+    return f"Parameter {name}: {message}." + (f" Found {found!r}{hint}." if fault["loc"] else "")

@@ -1,0 +1,62 @@
+"""The numbers and claims that the paper prints, as tables of the shape of ours.
+
+Transcribed from the paper (arXiv 2110.15053), its Tables 1 to 3, and its supplement, Tables 1 to 6 and appendix B.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import pandas as pd
+
+from mtrlib.tasks import TASKS
+
+ATTACKED = {"single": "main", "joint": "both", "as_published": "as_published", "none": "none"}
+
+
+def read(name: str) -> pd.DataFrame:
+    """One of the transcribed files, as it is: "vulnerability_tables", "selection_table3", "settings_supplement_table1",
+    "task_weights_supplement" or "claims"."""
+    path = files(__name__) / f"{name}.csv"
+    if not path.is_file():
+        raise ValueError(f"There is no published table {name!r}. There are: {', '.join(_names())}.")
+    with path.open() as file:
+        return pd.read_csv(file, dtype={"id": str, "table": str})
+
+
+def vulnerability(table: str = "1A", attacked: str = "single", tasks: str | None = None) -> pd.DataFrame:
+    """A printed table of vulnerabilities, main tasks as rows, auxiliary tasks as columns: as `tables.matrix`.
+
+    Parameters
+    ----------
+    table : "1A", "1B", "2A", "2B" of the paper, "2" to "6" of the supplement. Table 2 has two attacks: "2A apgd".
+    attacked : "single" (only the main task), "joint" (main and auxiliary), "as_published" (Table 2, which does not
+        say) or "none" (the clean error, in the units of the printed table).
+    tasks : letters to show; None for all that are printed.
+
+    Returns
+    -------
+    DataFrame, float; the diagonal is the single-task model; NaN where the paper prints nothing.
+    """
+    if attacked not in ATTACKED:
+        raise ValueError(f"Parameter attacked should be one of {', '.join(ATTACKED)}. Found attacked = {attacked!r}.")
+    rows = read("vulnerability_tables")
+    name, _, attack = table.partition(" ")
+    rows = rows[(rows.table == name) & (rows.attacked == ATTACKED[attacked])]
+    if attack:
+        rows = rows[rows.attack == attack]
+    if rows.empty or rows.duplicated(["main", "auxiliary"]).any():
+        raise ValueError(f"There is no single published table {table!r} with attacked = {attacked!r}.")
+    letters = [letter for letter in (tasks or TASKS) if tasks or letter in set(rows.main)]
+    return rows.pivot(index="main", columns="auxiliary", values="value").reindex(index=letters, columns=letters)
+
+
+def claims(rq: str | None = None) -> pd.DataFrame:
+    """The paper's claims, one row each, by number: claim, where it stands, what the printed tables themselves say
+    (printed_evidence), what to measure. `rq` such as "RQ1" takes those of one question."""
+    table = read("claims").set_index("id")
+    return table if rq is None else table[table.rq == rq]
+
+
+def _names() -> list[str]:
+    return sorted(entry.name[:-4] for entry in files(__name__).iterdir() if entry.name.endswith(".csv"))

@@ -1,0 +1,126 @@
+"""What a run is made of, as frozen and validated values: a model and how it was trained, an attack and on what.
+
+A specification says everything that decides the bytes of a result on one machine; its content is its key in the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from math import ceil
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from mtrlib.data import NAMES
+from mtrlib.models import ENCODERS
+from mtrlib.tasks import parse
+from mtrlib.weights import WEIGHTS
+
+Tasks = Annotated[str, AfterValidator(parse)]
+Norm = Literal["linf", "l2"]
+Precision = Literal["float32", "bfloat16"]
+Optimizer = Literal["adamw", "sgd"]
+
+
+class Spec(BaseModel):
+    """A frozen value that refuses unknown names and wrong types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits that name the content."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+class DataSpec(Spec):
+    """A data set, as `data.load` takes it: its name, folder, image size in pixels and (rooms only) seed."""
+
+    name: Literal[NAMES] = "rooms"
+    root: str | None = None
+    size: int = Field(64, ge=8, le=1024)
+    seed: int = Field(0, ge=0)
+
+
+class ModelSpec(Spec):
+    """A model and its training.
+
+    Attributes
+    ----------
+    data, images : the training data and how many of its images (None: all).
+    tasks : letters of the tasks it learns; the first is the main one.
+    encoder : one of `models.ENCODERS`.
+    weights : how the task losses are weighted, one of `weights.WEIGHTS`.
+    seed : of the first weights and the order of the images.
+    optimizer : "adamw", or "sgd" with Nesterov's momentum (the paper's supplement).
+    epochs, batch_size, learning_rate, momentum, weight_decay : of the optimizer; momentum is Adam's first beta.
+    schedule : "cosine", to zero after one epoch of warm-up; "step", divided by 10 after 2/3, 4/5 and 14/15 of the
+        epochs (the supplement's 100, 120 and 140 of 150).
+    precision : of convolutions in training and under attack; weights, losses and errors are always float32.
+    """
+
+    data: DataSpec
+    tasks: Tasks
+    images: int | None = Field(None, ge=1)
+    encoder: Literal[ENCODERS] = "resnet18_small"
+    weights: Literal[WEIGHTS] = "uniform"
+    seed: int = Field(0, ge=0)
+    optimizer: Optimizer = "adamw"
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(16, ge=2)
+    learning_rate: float = Field(0.003, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.02, ge=0)
+    schedule: Literal["cosine", "step"] = "cosine"
+    precision: Precision = "float32"
+
+    @property
+    def checkpoints(self) -> tuple[int, ...]:
+        """The epochs whose weights are kept: after one and two thirds of the training, and at its end."""
+        return tuple(sorted({ceil(self.epochs * third / 3) for third in (1, 2, 3)}))
+
+
+class AttackSpec(Spec):
+    """An attack and the images it is run on.
+
+    Attributes
+    ----------
+    name : of the function in `attacks`.
+    tasks : letters of the attacked tasks: the adversary maximises the sum of their losses.
+    norm : "linf" or "l2".
+    eps_255, step_size_255 : budget and step in 255ths of the image range. An l2 budget is the length of the whole
+        perturbation of one image.
+    steps, restarts : of the attack.
+    seed : of the random start.
+    images : how many test images, the first ones.
+    """
+
+    name: Literal["pgd"] = "pgd"
+    tasks: Tasks
+    norm: Norm = "linf"
+    eps_255: float = Field(8.0, ge=0)
+    step_size_255: float = Field(2.0, ge=0)
+    steps: int = Field(25, ge=0)
+    restarts: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0)
+    images: int = Field(256, ge=1)
+
+
+class Evaluation(Spec):
+    """One attack on one model, after `epoch` of its training."""
+
+    model: ModelSpec
+    attack: AttackSpec
+    epoch: int
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Evaluation:
+        if set(self.attack.tasks) - set(self.model.tasks):
+            raise ValueError(
+                f"attacked tasks should be out of the model's, {self.model.tasks!r}. Found {self.attack.tasks!r}."
+            )
+        if self.epoch not in self.model.checkpoints:
+            raise ValueError(f"epoch should be one of {self.model.checkpoints}. Found {self.epoch}.")
+        return self

@@ -1,0 +1,174 @@
+"""What each research question needs: from parameters to the models and attacks, and from those to one errors table.
+
+A study is a list of cells. A cell is one evaluation (a model under an attack) read for one main task; several cells
+may share an evaluation, and several evaluations a model. Building the list is pure; `run` does the work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+import pandas as pd
+
+from mtrlib.parameters import RQ1
+from mtrlib.progress import bar
+from mtrlib.specs import AttackSpec, Evaluation, ModelSpec
+from mtrlib.store import Store
+from mtrlib.tasks import canonical
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table of the paper.
+
+    Attributes
+    ----------
+    panel : which table or figure it belongs to.
+    setting : the value that the panel varies, such as an eps.
+    main, auxiliary : letters; the same letter is the single-task model.
+    attacked : "single" (only the main task is attacked) or "joint" (both are).
+    images : how many of the attack's images count, the first ones.
+    evaluation : the model, the attack and the epoch.
+    """
+
+    panel: str
+    setting: str | float
+    main: str
+    auxiliary: str
+    attacked: str
+    images: int
+    evaluation: Evaluation
+
+
+def rq1(p: RQ1) -> list[Cell]:
+    """Everything that RQ1 needs: the table main x auxiliary, and its panels on norm, eps, attack steps and epochs.
+
+    Panels use the first `p.panel_images` images. A step is the same share of the budget in every panel.
+    """
+
+    def cells(panel: str, setting: str | float, images: int, epoch: int | None = None, **changes) -> Iterator[Cell]:
+        for seed in p.seeds:
+            for model, attacked, mains in _pairs(p, seed):
+                base = p.attack(attacked)
+                wanted = {**base.model_dump(), **changes}
+                wanted["step_size_255"] = base.step_size_255 * wanted["eps_255"] / base.eps_255
+                if wanted != base.model_dump() or epoch is not None:
+                    wanted["images"] = images
+                at = model.epochs if epoch is None else epoch
+                evaluation = Evaluation(model=model, attack=AttackSpec(**wanted), epoch=at)
+                for main in mains:
+                    auxiliary = model.tasks.replace(main, "") or main
+                    kind = "single" if len(attacked) == 1 else "joint"
+                    yield Cell(panel, setting, main, auxiliary, kind, images, evaluation)
+
+    matched = matched_l2_eps_255(p.eps_255, p.size)
+    found = [*cells("table", "linf", p.test_images)]
+    found += cells("norm", "linf", p.panel_images)
+    found += cells("norm", "l2, nominal", p.panel_images, norm="l2")
+    found += cells("norm", "l2, matched", p.panel_images, norm="l2", eps_255=matched)
+    for eps in p.eps_panel:
+        found += cells("eps", eps, p.panel_images, eps_255=float(eps))
+    for steps in p.steps_panel:
+        found += cells("steps", steps, p.panel_images, steps=steps)
+    checkpoints = p.model(p.tasks[0]).checkpoints
+    for epoch in checkpoints:
+        found += cells("epochs", epoch, p.panel_images, epoch=None if epoch == checkpoints[-1] else epoch)
+    return found
+
+
+def matched_l2_eps_255(eps_255: float, size: int) -> float:
+    """The length, in 255ths, of the largest perturbation in the linf ball of eps_255: eps * sqrt(3 H W)."""
+    return eps_255 * math.sqrt(3 * size * size)
+
+
+def models(cells: Iterable[Cell]) -> list[ModelSpec]:
+    """The different models of a study, in the order of their first use."""
+    return list(dict.fromkeys(cell.evaluation.model for cell in cells))
+
+
+def evaluations(cells: Iterable[Cell]) -> list[Evaluation]:
+    """The different evaluations of a study, those of one model and epoch together."""
+    different = dict.fromkeys(cell.evaluation for cell in cells)
+    place = {model: number for number, model in enumerate(models(cells))}
+    return sorted(different, key=lambda evaluation: (place[evaluation.model], evaluation.epoch))
+
+
+def plan(store: Store, cells: list[Cell]) -> pd.DataFrame:
+    """One row a model: what is trained, what is attacked, and what of it the store has already."""
+    rows = []
+    for spec in models(cells):
+        wanted = [e for e in evaluations(cells) if e.model == spec]
+        rows.append(
+            {
+                "tasks": spec.tasks,
+                "encoder": spec.encoder,
+                "weights": spec.weights,
+                "seed": spec.seed,
+                "epochs": spec.epochs,
+                "images": spec.images,
+                "attacks": len(wanted),
+                "trained already": store.has_model(spec),
+                "attacked already": sum(store.has_errors(e.model, e.attack, e.epoch) for e in wanted),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def train(store: Store, cells: list[Cell]) -> pd.DataFrame:
+    """Train the models that the store lacks. Returns one row a model: tasks, seed, the last training loss of each
+    task, and the seconds it took when it was trained."""
+    rows = []
+    wanted = models(cells)
+    for number, spec in enumerate(wanted, start=1):
+        store.model(spec, description=f"model {number} of {len(wanted)}: {spec.tasks}")
+        record = store.record(spec)
+        last = record["history"][-1]
+        losses = {f"loss {letter}": last[letter] for letter in spec.tasks}
+        rows.append({"tasks": spec.tasks, "seed": spec.seed, **losses, "seconds": record["seconds"]})
+    return pd.DataFrame(rows)
+
+
+def run(store: Store, cells: list[Cell]) -> pd.DataFrame:
+    """The errors table of a study; what the store lacks is attacked now.
+
+    Returns
+    -------
+    The columns of `Store.errors`, for the rows of the cell's main task and images, and panel, setting, auxiliary and
+    attacked ("single" or "joint"); `main` is the main task of the cell.
+    """
+    wanted = evaluations(cells)
+    missing = [e for e in wanted if not store.has_errors(e.model, e.attack, e.epoch)]
+    if missing:
+        with bar(sum(e.attack.images * e.attack.steps for e in missing), "attacks", "image-step") as progress:
+            for e in missing:
+                store.errors(e.model, e.attack, e.epoch)
+                progress.update(e.attack.images * e.attack.steps)
+    tables = {e: store.errors(e.model, e.attack, e.epoch) for e in wanted}
+    frames = []
+    for cell in cells:
+        rows = tables[cell.evaluation]
+        rows = rows[rows.task == cell.main].head(cell.images)
+        frames.append(
+            rows.assign(
+                panel=cell.panel,
+                setting=cell.setting,
+                main=cell.main,
+                auxiliary=cell.auxiliary,
+                attacked=cell.attacked,
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def _pairs(p: RQ1, seed: int) -> Iterator[tuple[ModelSpec, str, str]]:
+    """Every model, what is attacked, and the main tasks read from it. Uniform weights do not tell main from auxiliary:
+    s with d and d with s are one model, named in the paper's order."""
+    tasks = canonical(p.tasks)
+    for letter in tasks:
+        yield p.model(letter, seed), letter, letter
+    for first, second in combinations(tasks, 2):
+        pair = p.model(first + second, seed)
+        yield from ((pair, first, first), (pair, second, second), (pair, first + second, first + second))

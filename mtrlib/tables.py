@@ -1,0 +1,151 @@
+"""From the errors table to the tables that are read: vulnerabilities with intervals, beside the paper's, and shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from mtrlib import metrics
+from mtrlib.tasks import TASKS
+
+CELL = ("panel", "setting", "attacked", "main", "auxiliary")
+
+
+def vulnerabilities(
+    errors: pd.DataFrame, reduction: str = "per_image", *, replicates: int = 1000, by: Sequence[str] = CELL
+) -> pd.DataFrame:
+    """Relative task vulnerability of each cell of a study, with its 95 % bootstrap interval.
+
+    Parameters
+    ----------
+    errors : as `studies.run` gives it.
+    reduction : as in `metrics.relative_task_vulnerability`.
+    replicates : of the bootstrap over images and, where there are several, seeds.
+    by : the columns that make a cell.
+
+    Returns
+    -------
+    The columns of `by`, value, low, high, images, left_out (images without a ratio), clean_error, adversarial_error
+    (means over images and seeds), and replicates, an array a row. Replicate r of every row that has the same
+    number of images and seeds comes from the same draw, so rows may be compared replicate by replicate.
+    """
+    rows = []
+    for cell, group in errors.groupby(list(by), sort=False):
+        clean, adversarial = (_by_seed(group, f"{kind}_error") for kind in ("clean", "adversarial"))
+        value = np.mean(
+            [metrics.relative_task_vulnerability(c, a, reduction) for c, a in zip(clean, adversarial, strict=True)]
+        )
+        drawn = metrics.bootstrap(clean, adversarial, reduction, replicates=replicates)
+        low, high = metrics.interval(drawn)
+        rows.append(
+            {
+                **dict(zip(by, cell, strict=True)),
+                "value": value,
+                "low": float(low),
+                "high": float(high),
+                "images": clean.shape[1],
+                "left_out": metrics.left_out(clean, adversarial),
+                "clean_error": np.nanmean(clean),
+                "adversarial_error": np.nanmean(adversarial),
+                "replicates": drawn,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def against_single_task(table: pd.DataFrame) -> pd.DataFrame:
+    """The two-task cells of `vulnerabilities`, each beside the single-task model of the same main task.
+
+    Returns
+    -------
+    The two-task rows with single_task (its value), difference (two-task minus single-task vulnerability: below 0, the
+    auxiliary task helps), difference_low, difference_high (95 %, paired over images) and difference_replicates.
+    A single-task model can be attacked in one way only: joint cells are compared with that, too.
+    """
+    keys = ["panel", "setting", "main"]
+    alone = table[table.main == table.auxiliary].set_index(keys)
+    rows = []
+    for row in table[table.main != table.auxiliary].to_dict("records"):
+        single = alone.loc[tuple(row[key] for key in keys)]
+        difference = row["replicates"] - single.replicates
+        low, high = metrics.interval(difference)
+        rows.append(
+            {
+                **row,
+                "single_task": single.value,
+                "difference": row["value"] - single.value,
+                "difference_low": float(low),
+                "difference_high": float(high),
+                "difference_replicates": difference,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def share_less_vulnerable(compared: pd.DataFrame, by: Sequence[str] = ("panel", "setting", "attacked")) -> pd.DataFrame:
+    """Share of the two-task cells that are less vulnerable than their single-task model.
+
+    The 95 % interval resamples images (and seeds) and the cells themselves: the claims are about tasks, of which the
+    cells are a sample, so few cells give a wide interval.
+
+    Parameters
+    ----------
+    compared : as `against_single_task` gives it.
+    by : the columns that make a group.
+
+    Returns
+    -------
+    The columns of `by`, share, low, high, cells.
+    """
+    rows = []
+    for group, cells in compared.groupby(list(by), sort=False):
+        less = np.stack(cells.difference_replicates.to_list()) < 0  # (cells, R)
+        number, size = less.shape
+        drawn = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), size=size)
+        low, high = metrics.interval((less.T * drawn).sum(axis=1) / number)
+        rows.append(
+            {
+                **dict(zip(by, group, strict=True)),
+                "share": (cells.difference < 0).mean(),
+                "low": float(low),
+                "high": float(high),
+                "cells": len(cells),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def matrix(table: pd.DataFrame, attacked: str = "single", column: str = "value") -> pd.DataFrame:
+    """One panel and setting as the paper prints it: main tasks as rows, auxiliary tasks as columns.
+
+    The diagonal is the single-task model, attacked in the one way that there is.
+    """
+    rows = table[(table.attacked == attacked) | (table.main == table.auxiliary)]
+    if rows.duplicated(["main", "auxiliary"]).any():
+        raise ValueError("Parameter table should hold one panel and setting. Found several values for a cell.")
+    letters = [letter for letter in TASKS if letter in set(rows.main)]
+    return rows.pivot(index="main", columns="auxiliary", values=column).reindex(index=letters, columns=letters)
+
+
+def with_interval(table: pd.DataFrame, attacked: str = "single") -> pd.DataFrame:
+    """As `matrix`, each cell as text: the value and, in brackets, its 95 % interval."""
+    text = [f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in table.itertuples()]
+    return matrix(table.assign(text=text), attacked, "text").fillna("")
+
+
+def beside_paper(measured: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
+    """Two matrices side by side under the headings "measured" and "paper", for the tasks measured."""
+    printed = printed.reindex(index=measured.index, columns=measured.columns)
+    return pd.concat({"measured": measured, "paper": printed}, axis=1)
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without its replicates: what is displayed and written to CSV."""
+    return table.drop(columns=[column for column in table.columns if column.endswith("replicates")])
+
+
+def _by_seed(group: pd.DataFrame, column: str) -> np.ndarray:
+    """(S, N): a row a seed, images in one order."""
+    return group.pivot(index="seed", columns="image_id", values=column).to_numpy()

@@ -1,0 +1,161 @@
+"""Fit one multi-task model: the weighted sum of the task losses, AdamW or SGD, exact resume.
+
+The state is saved after every epoch (or, for short epochs, every few seconds). The order of the images comes from the
+seed and the epoch alone, so a training that was killed and started again ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mtrlib import models
+from mtrlib.data import Dataset
+from mtrlib.progress import bar
+from mtrlib.specs import ModelSpec
+from mtrlib.tasks import TASKS
+from mtrlib.weights import task_weights
+
+SAVE_EVERY = 5.0  # seconds between two saved states
+
+
+def fit(
+    spec: ModelSpec, data: Dataset, folder: Path, device: torch.device | str = "cpu", description: str = ""
+) -> list[dict]:
+    """Train the model of `spec` on `data`; its checkpoints come to lie in `folder` as `epoch_<e>.safetensors`.
+
+    Parameters
+    ----------
+    spec : the model and its training.
+    data : the training data; fastest when it lies on `device` already.
+    folder : where checkpoints and the state to resume from are written; a state found there is continued.
+    device : to train on.
+    description : shown with the progress.
+
+    Returns
+    -------
+    One dict an epoch: epoch, seconds, and the mean training loss by task letter.
+
+    Raises
+    ------
+    FloatingPointError : where a loss is not finite, with its epoch, step and task.
+    """
+    model = build(spec, len(data.class_names)).to(device)
+    parameters = dict(model.named_parameters())
+    optimizer = _optimizer(spec, parameters)
+    folder.mkdir(parents=True, exist_ok=True)
+    history = _resume(folder / "resume.safetensors", model, parameters, optimizer)
+    saved = time.monotonic()
+    steps = math.ceil(len(data) / spec.batch_size)
+    with bar(spec.epochs * len(data), description or spec.tasks, "image") as progress:
+        progress.update(len(history) * len(data))
+        for epoch in range(len(history) + 1, spec.epochs + 1):
+            started = time.monotonic()
+            losses = torch.stack(list(_epoch(spec, model, optimizer, data, device, epoch, steps, progress)))
+            history.append({"epoch": epoch, "seconds": 0.0, **_means(losses, spec, epoch)})
+            history[-1]["seconds"] = round(time.monotonic() - started, 3)
+            progress.set_postfix_str(f"loss {sum(history[-1][task] for task in spec.tasks):.3f}", refresh=False)
+            if epoch in spec.checkpoints:
+                save(checkpoint(folder, epoch), model.state_dict())
+            if epoch in spec.checkpoints or time.monotonic() - saved > SAVE_EVERY:
+                _save_resume(folder / "resume.safetensors", model, parameters, optimizer, history)
+                saved = time.monotonic()
+    return history
+
+
+def build(spec: ModelSpec, classes: int) -> models.MultiTaskModel:
+    """The untrained model of a specification; `classes` is the number of classes of s in its data set."""
+    return models.build(spec.encoder, spec.tasks, classes=classes, seed=spec.seed)
+
+
+def checkpoint(folder: Path, epoch: int) -> Path:
+    """The file of the weights after `epoch`."""
+    return folder / f"epoch_{epoch:04d}.safetensors"
+
+
+def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors to a file that is either whole or not there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    os.replace(temporary, path)
+
+
+def learning_rate(spec: ModelSpec, progress: float) -> float:
+    """The learning rate when `progress` (in [0, 1)) of the training is done."""
+    if spec.schedule == "step":
+        return spec.learning_rate * 0.1 ** sum(progress >= part for part in (2 / 3, 4 / 5, 14 / 15))
+    warm_up = min(1.0, (progress * spec.epochs + 0.02))
+    return spec.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _optimizer(spec: ModelSpec, parameters: dict[str, Tensor]) -> torch.optim.Optimizer:
+    common = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
+    if spec.optimizer == "sgd":
+        return torch.optim.SGD(parameters.values(), momentum=spec.momentum, nesterov=spec.momentum > 0, **common)
+    return torch.optim.AdamW(parameters.values(), betas=(spec.momentum, 0.999), **common)
+
+
+def _epoch(spec, model, optimizer, data, device, epoch, steps, progress):
+    """Train one epoch; yields the task losses of each step, (T,), on the device, so that no step waits for the host."""
+    weights = torch.tensor(task_weights(spec.weights, spec.tasks), device=device)
+    generator = torch.Generator().manual_seed(spec.seed * 1_000_003 + epoch)
+    order = torch.randperm(len(data), generator=generator).to(data.images.device)
+    model.train()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(spec, (epoch - 1 + step / steps) / spec.epochs)
+        index = order[step * spec.batch_size : (step + 1) * spec.batch_size]
+        images, targets, masks = data.batch(index, device)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
+            outputs = model(images)
+        losses = torch.stack([TASKS[t].loss(outputs[t], targets[t], masks[t]).mean() for t in spec.tasks])
+        optimizer.zero_grad()
+        (weights * losses).sum().backward()
+        optimizer.step()
+        progress.update(len(index))
+        yield losses.detach()
+
+
+def _means(losses: Tensor, spec: ModelSpec, epoch: int) -> dict[str, float]:
+    """(steps, T) -> the mean of each task; stops at a value that is not finite."""
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        step, task = bad[0].tolist()
+        raise FloatingPointError(
+            f"The loss of task {spec.tasks[task]} is {losses[step, task].item()} in epoch {epoch}, step {step + 1} "
+            f"of the model {spec.tasks} (seed {spec.seed}); a smaller learning_rate than {spec.learning_rate} may help."
+        )
+    return dict(zip(spec.tasks, losses.double().mean(dim=0).tolist(), strict=True))
+
+
+def _save_resume(path: Path, model, parameters, optimizer, history: list[dict]) -> None:
+    state = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in parameters.items():
+        state |= {f"optimizer/{name}/{key}": value for key, value in optimizer.state[parameter].items()}
+    save(path, state, {"history": json.dumps(history)})
+
+
+def _resume(path: Path, model, parameters, optimizer) -> list[dict]:
+    """Load the state at `path`, if there is one, and return its history."""
+    if not path.exists():
+        return []
+    state = load_file(path)
+    model.load_state_dict({name[6:]: tensor for name, tensor in state.items() if name.startswith("model/")})
+    for name, tensor in state.items():
+        kind, _, rest = name.partition("/")
+        if kind == "optimizer":
+            name, _, key = rest.rpartition("/")
+            parameter = parameters[name]
+            # In the parameter's memory layout; a counter of steps stays the scalar that it is.
+            shaped = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+            optimizer.state[parameter][key] = shaped
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["history"])

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtrlib import metrics
+
+
+def test_the_definition_and_the_published_code_differ():
+    """Worked by hand: ratios 1 and 0, against (2.5 - 2) / 2."""
+    clean, adversarial = [1.0, 3.0], [2.0, 3.0]
+    assert metrics.relative_task_vulnerability(clean, adversarial) == 0.5
+    assert metrics.relative_task_vulnerability(clean, adversarial, "ratio_of_means") == 0.25
+
+
+def test_an_image_without_a_ratio_is_left_out_and_counted():
+    clean, adversarial = [0.0, 1.0, np.nan, 2.0], [1.0, 3.0, 1.0, 2.0]
+    assert metrics.relative_task_vulnerability(clean, adversarial) == 1.0  # of 2 and 0
+    assert metrics.left_out(clean, adversarial) == 2
+    assert metrics.relative_task_vulnerability(clean, adversarial, "ratio_of_means") == 1.0  # (6 - 3) / 3
+    assert np.isnan(metrics.relative_task_vulnerability([0.0], [1.0]))
+    assert np.isnan(metrics.relative_task_vulnerability([0.0], [1.0], "ratio_of_means"))
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 10), st.floats(0, 10)), min_size=1, max_size=20), st.floats(0.1, 10))
+def test_the_unit_of_the_error_does_not_matter(pairs, scale):
+    clean, adversarial = np.array(pairs).T
+    for reduction in metrics.REDUCTIONS:
+        value = metrics.relative_task_vulnerability(clean, adversarial, reduction)
+        assert metrics.relative_task_vulnerability(clean * scale, adversarial * scale, reduction) == pytest.approx(
+            value, abs=1e-9
+        )
+
+
+def test_adversarial_vulnerability_is_definition_1():
+    assert metrics.adversarial_vulnerability([1.0, 2.0], [3.0, 1.0]) == 1.5  # |2| and |-1|
+    # Of a set of tasks: the change of the sum, not the sum of the changes.
+    assert metrics.adversarial_vulnerability([[1.0], [1.0]], [[3.0], [0.0]]) == 1.0
+
+
+@pytest.mark.parametrize("reduction", metrics.REDUCTIONS)
+def test_bootstrap_of_equal_images_has_no_width_and_of_many_the_textbook_one(reduction):
+    assert np.allclose(metrics.bootstrap(np.ones((1, 7)), np.full((1, 7), 3.0), reduction), 2.0)
+    ratios = np.random.default_rng(0).normal(5, 1, size=400)
+    drawn = metrics.bootstrap(np.ones((1, 400)), 1 + ratios[None], reduction, replicates=4000)
+    assert drawn.std() == pytest.approx(ratios.std() / 20, rel=0.06)
+    low, high = metrics.interval(drawn)
+    assert low < ratios.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.1)
+
+
+def test_bootstrap_draws_the_same_images_for_every_cell():
+    """Paired: two models that differ by a constant differ by it in every replicate."""
+    clean = np.random.default_rng(0).uniform(1, 2, size=(1, 30))
+    one, two = metrics.bootstrap(np.stack([clean, clean]), np.stack([clean * 2, clean * 3])).T
+    assert np.allclose(two - one, 1.0)
+
+
+def test_bootstrap_over_seeds_is_wider_than_over_images_alone():
+    clean = np.ones((3, 50))
+    adversarial = np.array([[2.0], [3.0], [4.0]]) * clean
+    assert metrics.bootstrap(clean[:1], adversarial[:1]).std() == pytest.approx(0, abs=1e-12)
+    drawn = metrics.bootstrap(clean, adversarial, replicates=4000)
+    assert drawn.mean() == pytest.approx(2.0, abs=0.05)
+    assert drawn.std() == pytest.approx(np.sqrt(2 / 3 / 3), rel=0.05)
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="of one shape"):
+        metrics.relative_task_vulnerability([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="negative"):
+        metrics.relative_task_vulnerability([-1.0], [1.0])
+    with pytest.raises(ValueError, match="per_image, ratio_of_means"):
+        metrics.relative_task_vulnerability([1.0], [1.0], "mean")

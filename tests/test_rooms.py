@@ -1,0 +1,248 @@
+"""Rooms: labels against the geometry that they come from, and the same bytes from the same specification."""
+
+import math
+
+import pytest
+import torch
+
+from mtrlib.data import rooms
+from mtrlib.data.scenes import CLASS, PAINTED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Operations are short here: sharing them costs more than it saves."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return rooms.draw("train", 48)
+
+
+@pytest.fixture(scope="module")
+def view(scenes):
+    return rooms.render(scenes, 64)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return rooms.load(tasks="sdDnE", split="train", size=64, limit=48)
+
+
+def hand_made(box_half=-1.0):
+    """A 4 x 3 x 6 m room, camera level at its middle, looking at the wall z = 0 three metres away; maybe one box.
+
+    The box is a cube on the axis of the camera, its front face 1.5 m away.
+    """
+    scene = rooms.draw("train", 1)
+    scene["room"] = torch.tensor([[4.0, 3.0, 6.0]])
+    scene["camera"] = torch.tensor([[2.0, 1.5, 3.0, 0.0, 0.0, 1.0]])
+    scene["surfaces"][:, PAINTED:, 5:8] = -1
+    box = CLASS.index(rooms.CLASSES.index("box"))
+    scene["surfaces"][:, box, 2:5] = torch.tensor([2.0, 1.5, 1.5 - box_half])
+    scene["surfaces"][:, box, 5:8] = box_half
+    scene["surfaces"][:, box, 8:10] = torch.tensor([1.0, 0.0])
+    return scene
+
+
+def test_values_worked_out_by_hand():
+    view = rooms.render(hand_made(), 65)
+    centre = (0, 32, 32)
+    assert view["depth"][centre] == pytest.approx(3, abs=1e-5)
+    assert view["normal"][0, :, 32, 32].tolist() == pytest.approx([0, 0, 1], abs=1e-6)
+    # Half the field of view is 45 degrees: the floor is met 1.5 m ahead by the ray at 45 degrees down, first pixel row
+    # centre at 64/65 of that, hence at 1.5 * 65 / 64 m.
+    assert view["depth"][0, 64, 32] == pytest.approx(1.5 * 65 / 64, rel=1e-5)
+    assert view["normal"][0, :, 64, 32].tolist() == pytest.approx([0, 1, 0], abs=1e-6)
+    assert view["normal"][0, :, 32, 0].tolist() == pytest.approx([1, 0, 0], abs=1e-6)  # the left wall faces right
+    assert rooms.CLASSES[view["label"][0, 64, 32]] == "floor"
+    assert rooms.CLASSES[view["label"][0, 0, 32]] == "ceiling"
+    assert rooms._log_depth(torch.tensor(2.0)).item() == pytest.approx(math.log(1025) / math.log(65536))
+
+
+def test_depth_finds_the_box_in_front_of_the_wall():
+    view = rooms.render(hand_made(box_half=0.25), 65)
+    assert view["depth"][0, 32, 32] == pytest.approx(1.5, abs=1e-5)
+    is_box = view["label"][0] == rooms.CLASSES.index("box")
+    # The front face spans 0.25 / 1.5 of half the image.
+    assert is_box[32].sum().item() == pytest.approx(65 * 0.25 / 1.5, abs=1)
+    assert is_box[:, 32].sum().item() == pytest.approx(65 * 0.25 / 1.5, abs=1)
+
+
+def test_normals_are_those_of_the_back_projected_points(scenes, view):
+    points = view["rays"] * view["depth"][:, None]
+    across = points[:, :, 1:-1, 2:] - points[:, :, 1:-1, :-2]
+    up = points[:, :, :-2, 1:-1] - points[:, :, 2:, 1:-1]
+    expected = torch.nn.functional.normalize(torch.linalg.cross(across, up, dim=1), dim=1)
+    normal = view["normal"]
+    surface = view["surface"]
+    inside = torch.ones_like(surface[:, 1:-1, 1:-1], dtype=torch.bool)
+    for rows, columns in ((slice(1, -1), slice(2, None)), (slice(1, -1), slice(-2)), (slice(2, None), slice(1, -1)),
+                          (slice(-2), slice(1, -1))):  # fmt: skip
+        # one face of one surface: the same row of the table and the same normal, but for curvature
+        inside &= surface[:, rows, columns] == surface[:, 1:-1, 1:-1]
+        inside &= (normal[:, :, rows, columns] * normal[:, :, 1:-1, 1:-1]).sum(dim=1) > 0.9
+    cosine = (expected * normal[:, :, 1:-1, 1:-1]).sum(dim=1)
+    round_ = torch.tensor([name in ("ball", "column") for name in rooms.CLASSES])
+    curved = round_[view["label"][:, 1:-1, 1:-1].long()]
+    flat, bent = cosine[inside & ~curved], cosine[inside & curved]
+    assert len(flat) > 100_000
+    assert len(bent) > 1000
+    assert (flat > math.cos(math.radians(1))).float().mean() > 0.999
+    assert (bent > math.cos(math.radians(6))).float().mean() > 0.95
+
+
+def test_normals_are_unit_and_face_the_viewer(view):
+    assert torch.allclose(view["normal"].square().sum(dim=1), torch.ones(1), atol=1e-5)
+    assert ((view["normal"] * view["rays"]).sum(dim=1) < 1e-4).all()
+
+
+def test_euclidean_depth_is_z_depth_over_the_cosine_of_the_ray(dataset, view):
+    metres = {letter: (torch.exp(dataset.targets[letter] * math.log(2**16)) - 1) / 512 for letter in "dD"}
+    cosine = -torch.nn.functional.normalize(view["rays"], dim=1)[:, 2:]
+    assert torch.allclose(metres["d"], metres["D"] * cosine, rtol=1e-4)
+    assert torch.allclose(metres["d"][:, 0], view["depth"], rtol=1e-4)
+
+
+def test_points_lie_in_the_room(scenes, view):
+    camera = scenes["camera"]
+    yaw, pitch = camera[:, 3, None, None], camera[:, 4, None, None]
+    x, y, z = (view["rays"] * view["depth"][:, None]).unbind(dim=1)
+    height = camera[:, 1, None, None] + y * pitch.cos() - z * pitch.sin()
+    back = y * pitch.sin() + z * pitch.cos()
+    east = camera[:, 0, None, None] + x * yaw.cos() + back * yaw.sin()
+    south = camera[:, 2, None, None] - x * yaw.sin() + back * yaw.cos()
+    for k, value in enumerate((east, height, south)):
+        assert (value > -1e-3).all()
+        assert (value < scenes["room"][:, k, None, None] + 1e-3).all()
+    assert height[view["label"] == 0].abs().max() < 1e-3  # the floor is at height 0
+
+
+def test_classes_are_all_there_and_pictures_are_well_exposed(dataset, view):
+    share = torch.bincount(dataset.targets["s"].flatten().long(), minlength=len(rooms.CLASSES)) / view["label"].numel()
+    assert len(share) == len(rooms.CLASSES)
+    assert (share > 0.002).all()
+    images = dataset.images.flatten(1).float()
+    assert ((images.mean(dim=1) > 60) & (images.mean(dim=1) < 220)).all()
+    assert (images.std(dim=1) > 10).all()
+    assert ((dataset.images == 0).all(dim=1).flatten(1).float().mean(dim=1) < 0.05).all()
+    assert (view["depth"].flatten(1).quantile(0.05, dim=1) > 0.4).float().mean() > 0.95  # nothing in front of the lens
+
+
+def test_targets_have_their_shapes_and_ranges(dataset):
+    assert dataset.images.shape == (48, 3, 64, 64)
+    assert dataset.images.dtype == torch.uint8
+    assert dataset.targets["s"].shape == (48, 64, 64)
+    assert dataset.targets["s"].dtype == torch.uint8
+    low = {"d": 0.3, "D": 0.3, "n": -1.0, "E": -1.0}
+    for letter, bottom in low.items():
+        values = dataset.targets[letter]
+        assert values.shape == (48, 3 if letter == "n" else 1, 64, 64)
+        assert values.dtype == torch.float32
+        assert values.isfinite().all()
+        assert values.min() >= bottom - 1e-6
+        assert values.max() <= 1 + 1e-6
+    assert set(dataset.masks.values()) == {None}
+    assert len(set(dataset.ids)) == 48
+    assert dataset.ids[12] == "train-0-00012"
+    assert dataset.class_names == rooms.CLASSES
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_an_empty_room_has_no_occlusion_edges(size):
+    scenes = rooms.draw("test", 16)
+    scenes["surfaces"][:, PAINTED:, 5:8] = -1
+    view = rooms.render(scenes, size)
+    assert (view["label"] < 6).all()
+    # Creases between floor, ceiling and walls are no occlusions, nor are slanted planes.
+    assert (rooms.occlusion_edges(view["depth"]) > -0.9).float().mean() < 1e-3
+
+
+def test_a_silhouette_is_an_occlusion_edge_and_nothing_else_is():
+    view = rooms.render(hand_made(box_half=0.25), 128)
+    edges = rooms.occlusion_edges(view["depth"])[0, 0]
+    is_box = view["label"][0] == rooms.CLASSES.index("box")
+    left, right = is_box[64].nonzero()[[0, -1], 0].tolist()
+    assert edges[64, left] == pytest.approx(1, abs=0.01)
+    assert edges[64, right] == pytest.approx(1, abs=0.01)
+    assert edges[64, 64] == -1
+    near = torch.nn.functional.max_pool2d(is_box[None, None].float(), 15, 1, 7)[0, 0].bool()
+    assert (edges[~near] == -1).all()
+
+
+def test_edges_of_a_step_and_a_ramp():
+    step = torch.full((1, 64, 64), 2.0)
+    step[..., 32:] = 3.0
+    edges = rooms.occlusion_edges(step)[0, 0]
+    assert torch.allclose(edges[:, 31:33], torch.ones(1), atol=1e-3)
+    assert (edges[:, :20] == -1).all()
+    assert (edges[:, 44:] == -1).all()
+    ramp = 1 / torch.linspace(0.2, 1.0, 64).expand(1, 64, 64)  # a slanted plane: inverse depth is affine
+    assert (rooms.occlusion_edges(ramp) == -1).all()
+
+
+def test_the_same_specification_gives_the_same_bytes():
+    images, targets = rooms._rendered.__wrapped__("train", 32, 6, 3)
+    for chunk in (None, 1, 4):
+        again, labels = rooms._rendered.__wrapped__("train", 32, 6, 3, chunk)
+        assert torch.equal(images, again)
+        assert all(torch.equal(targets[letter], labels[letter]) for letter in rooms.TASKS)
+
+
+def test_threads_change_neither_the_bytes_nor_their_own_number():
+    one = rooms._rendered.__wrapped__("train", 32, 6, 3, 2)
+    torch.set_num_threads(2)
+    try:
+        two = rooms._rendered.__wrapped__("train", 32, 6, 3, 2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(one[0], two[0])
+    assert all(torch.equal(one[1][letter], two[1][letter]) for letter in rooms.TASKS)
+
+
+def test_a_room_does_not_depend_on_the_limit():
+    few, many = (rooms.load(tasks="sdE", split="test", size=32, limit=limit, seed=1) for limit in (5, 9))
+    assert few.ids == many.ids[:5]
+    assert torch.equal(few.images, many.images[:5])
+    assert all(torch.equal(few.targets[letter], many.targets[letter][:5]) for letter in "sdE")
+
+
+def test_a_room_is_the_same_scene_at_another_size(scenes):
+    small, large = (rooms.render(scenes, size) for size in (21, 63))
+    assert torch.equal(small["label"], large["label"][:, 1::3, 1::3])  # centres of every third pixel coincide
+    assert torch.allclose(small["depth"], large["depth"][:, 1::3, 1::3], rtol=1e-4)
+
+
+def test_splits_and_seeds_share_no_room():
+    draws = [rooms.draw(split, 40, seed) for split, seed in (("train", 0), ("test", 0), ("train", 1), ("test", 1))]
+    for name in ("room", "camera", "noise_seed"):
+        values = torch.cat([draw[name].reshape(40, -1) for draw in draws])
+        assert len(values.unique(dim=0)) == 160
+    # No parameter is carried over: widths of the rooms are all different too.
+    assert len(torch.cat([draw["room"][:, 0] for draw in draws]).unique()) == 160
+
+
+def test_tasks_are_selected_from_one_rendering():
+    one, other = (rooms.load(tasks=tasks, split="train", size=16, limit=2) for tasks in ("sd", "ns"))
+    assert set(one.targets) == {"s", "d"}
+    assert set(other.targets) == {"n", "s"}
+    assert one.targets["s"] is other.targets["s"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"tasks": "sk"}, "'sdDnE'.*'sk'"),
+        ({"split": "val"}, "train, test.*'val'"),
+        ({"size": 4}, "at least 8.*4"),
+        ({"seed": -1}, "non-negative.*-1"),
+    ],
+)
+def test_what_rooms_do_not_provide_is_an_error(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        rooms.load(**{"tasks": "s", "split": "train", "size": 16, "limit": 1, **wrong})
