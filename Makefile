@@ -17,7 +17,7 @@ reproduce: .venv/installed
 	    echo "== $$name ($(TIER))"; \
 	    $(BIN)/papermill --no-progress-bar --no-log-output -f params/$(TIER)/$$name.yaml \
 	        notebooks/$$name.ipynb $(OUT)/$$name.ipynb; \
-	    $(BIN)/jupyter nbconvert --log-level WARN --to html $(OUT)/$$name.ipynb; \
+	    $(BIN)/jupyter nbconvert --log-level ERROR --to html $(OUT)/$$name.ipynb; \
 	done
 	@echo; echo "Done. Open:"; for name in $(NOTEBOOKS); do echo "  $(CURDIR)/$(OUT)/$$name.html"; done
 

@@ -37,14 +37,17 @@ def all_of(verdicts: list[str]) -> str:
     return CANNOT_TELL if CANNOT_TELL in verdicts or not verdicts else AGREES
 
 
-def shares(shares: pd.DataFrame, number: str, threshold: float, claimed: str) -> pd.DataFrame:
-    """Claims on the share of less vulnerable cells: a row for each row of `tables.share_less_vulnerable`."""
+def shares(shares: pd.DataFrame, number: str, threshold: float, claimed: str, label: str = "{}") -> pd.DataFrame:
+    """Claims on the share of less vulnerable cells: a row for each row of `tables.share_less_vulnerable`.
+
+    `label` formats the setting, such as "eps {:g}/255"; threshold and claimed as in `verdict`.
+    """
     rows = []
     for row in shares.itertuples():
         rows.append(
             _row(
                 number,
-                f"{row.setting}, {row.attacked}",
+                f"{label.format(row.setting)}, {row.attacked}",
                 f"{row.share:.0%} of {row.cells} cells less vulnerable",
                 f"[{row.low:.0%}, {row.high:.0%}]",
                 verdict(row.low, row.high, threshold, claimed),
@@ -67,7 +70,7 @@ def never_helps(compared: pd.DataFrame, number: str) -> pd.DataFrame:
         raises = sum(low > 0 for low, _ in ends)
         answer = DISAGREES if lowers else AGREES if raises == len(cells) else CANNOT_TELL
         measured = f"{(cells.difference < 0).sum()} of {len(cells)} auxiliary tasks lower it"
-        rows.append(_row(number, f"main {main}", measured, f"{lowers} surely lower, {raises} surely raise", answer))
+        rows.append(_row(number, f"main {main}", measured, f"({lowers} surely, {raises} surely raise it)", answer))
     return pd.DataFrame(rows)
 
 
@@ -134,18 +137,21 @@ def growth(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(rows: list[pd.DataFrame], rq: str) -> pd.DataFrame:
-    """All verdicts under each other, with the paper's claim and what its own printed tables say."""
+    """One row a claim of a research question: the claim, what the paper's own printed tables say, what was measured
+    (with intervals) and the verdict on all of it; claims without rows are "not measured here"."""
     told = pd.concat(rows, ignore_index=True)
-    paper = published.claims(rq)
-    told.insert(1, "claim", told["number"].map(paper["claim"]))
-    told.insert(2, "printed", told["number"].map(paper["printed_evidence"]))
-    return told.sort_values("number", kind="stable", ignore_index=True)
+    claims = published.claims(rq)[["claim", "printed_evidence"]]
+    parts = told["where"] + ": " + told["measured"] + " " + told["interval"]
+    measured = parts.groupby(told["number"]).agg("; ".join)
+    verdicts = told.groupby("number")["verdict"].agg(lambda verdicts: all_of(list(verdicts)))
+    table = claims.assign(measured=measured, verdict=verdicts).fillna({"measured": "", "verdict": "not measured here"})
+    return table.rename(columns={"printed_evidence": "printed tables"}).reset_index(names="number")
 
 
 def sentence(rows: pd.DataFrame) -> str:
-    """The verdicts of one claim as a sentence."""
-    parts = [f"{row.where}: {row.measured} {row.interval}, {row.verdict}" for row in rows.itertuples()]
-    return f"Claim {rows['number'].iloc[0]}. " + "; ".join(parts) + "."
+    """The verdicts of one claim in words, a line each."""
+    parts = [f"  {row.where}: {row.measured} {row.interval}; {row.verdict}." for row in rows.itertuples()]
+    return "\n".join([f"Claim {rows['number'].iloc[0]}", *parts])
 
 
 def _row(number: str, where: str, measured: str, interval: str, answer: str) -> dict[str, str]:

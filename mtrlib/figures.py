@@ -22,7 +22,7 @@ _CLASS_COLOURS = plt.get_cmap("tab20").colors
 
 
 def heat_maps(matrices: dict[str, pd.DataFrame], label: str) -> Figure:
-    """Matrices main x auxiliary side by side on one logarithmic colour scale a panel, with their numbers.
+    """Matrices main x auxiliary, two a row, each with its numbers and a logarithmic colour scale of its own.
 
     Parameters
     ----------
@@ -30,8 +30,11 @@ def heat_maps(matrices: dict[str, pd.DataFrame], label: str) -> Figure:
     label : what the numbers are, with the unit.
     """
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(1, len(matrices), figsize=(5.2 * len(matrices), 4.6), layout="constrained")
-        for axis, (title, matrix) in zip(np.atleast_1d(axes), matrices.items(), strict=True):
+        columns = min(len(matrices), 2)
+        rows = -(-len(matrices) // columns)
+        size = (4.8 * columns, 4.2 * rows + 0.6)
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+        for axis, (title, matrix) in zip(axes.flat, matrices.items(), strict=True):
             values = matrix.to_numpy(float)
             # Each row relative to its single-task model: tasks differ by far more than their auxiliary tasks change.
             ratio = np.log2(values / np.diag(values)[:, None])
@@ -95,9 +98,9 @@ def images(rows: dict[str, dict[str, torch.Tensor]], classes: tuple[str, ...]) -
 
     Parameters
     ----------
-    rows : by title of the row, then of the column: (3, H, W) colours in [0, 1] under any other name, and, under a
-        task letter (or a letter and more text, such as "n, attacked"), its target or prediction: (H, W) class indices,
-        or (C, H, W) values.
+    rows : by title of the row, then of the column. Under a task letter stands a target or an output: (H, W) class
+        indices, or (C, H, W) values, or logits of classes; under any other name (3, H, W) colours in [0, 1]. The
+        title of a column is written where it differs from that of the row above.
     classes : names of the classes of s.
     """
     with plt.rc_context(_STYLE):
@@ -108,13 +111,18 @@ def images(rows: dict[str, dict[str, torch.Tensor]], classes: tuple[str, ...]) -
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
         shown: set[int] = set()
+        above: list[str] = []
         for number, (name, row) in enumerate(rows.items()):
             axes[number][0].set_ylabel(name)
-            for axis, (title, picture) in zip(axes[number], row.items(), strict=False):
-                axis.set_title(_title(title), fontsize=11)
-                _show(axis, title, picture.detach().float().cpu(), len(classes))
-                if title[0] == "s" and title[1:2] in ("", ","):
+            for column, (title, picture) in enumerate(row.items()):
+                if above[column : column + 1] != [title]:
+                    full = f"{title}: {TASKS[title].name}" if title in TASKS else title
+                    axes[number][column].set_title(full, fontsize=11)
+                if title == "s":
+                    picture = picture.argmax(dim=0) if picture.dim() == 3 else picture
                     shown |= set(picture.unique().tolist())
+                _show(axes[number][column], title, picture.detach().float().cpu(), len(classes))
+            above = list(row)
         if shown:
             patches = [plt.Rectangle((0, 0), 1, 1, color=_CLASS_COLOURS[int(index)]) for index in sorted(shown)]
             names = [classes[int(index)] for index in sorted(shown)]
@@ -122,21 +130,15 @@ def images(rows: dict[str, dict[str, torch.Tensor]], classes: tuple[str, ...]) -
     return _closed(figure)
 
 
-def _title(title: str) -> str:
-    letter, _, rest = title.partition(",")
-    return f"{letter}: {TASKS[letter].name}{',' + rest if rest else ''}" if letter in TASKS else title
-
-
 def _show(axis, title: str, picture: torch.Tensor, classes: int) -> None:
-    letter = title.partition(",")[0]
-    task = TASKS.get(letter)
+    task = TASKS.get(title)
     if task is not None and task.kind == "classes":
         colours = ListedColormap(_CLASS_COLOURS[:classes])
         axis.imshow(picture, cmap=colours, vmin=-0.5, vmax=classes - 0.5, interpolation="nearest")
     elif task is not None and task.channels == 1:
-        limits = {"vmin": -1, "vmax": 1} if letter in "Ee" else {"vmin": 0.5, "vmax": 0.78}
+        limits = {"vmin": -1, "vmax": 1} if title in "Ee" else {"vmin": 0.5, "vmax": 0.78}
         axis.imshow(picture[0], cmap="cividis", interpolation="nearest", **limits)
-    elif task is not None and task.channels == 3 and letter != "A":
+    elif task is not None and task.channels == 3 and title != "A":
         axis.imshow((picture.permute(1, 2, 0) / 2 + 0.5).clamp(0, 1), interpolation="nearest")
     else:
         axis.imshow(picture.permute(1, 2, 0).clamp(0, 1), interpolation="nearest")

@@ -7,6 +7,7 @@ type, a value out of range, an unknown task letter and an unknown name stop the 
 from __future__ import annotations
 
 import types
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -35,9 +36,9 @@ class Parameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     data: Literal[NAMES]
-    root: str | None
+    root: str
     size: int = Field(ge=8, le=1024)
-    train_images: Count | None
+    train_images: int = Field(ge=0)
     test_images: Count
     tasks: Tasks
     encoder: Literal[ENCODERS]
@@ -55,13 +56,24 @@ class Parameters(BaseModel):
     store: str
     output: str
 
+    @model_validator(mode="after")
+    def _files(self) -> Parameters:
+        if self.data != "rooms" and not self.root:
+            raise ValueError(f"root should be the folder of the {self.data} files, found {self.root!r}")
+        return self
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the data set's files."""
+        return machine.root() / self.root if self.root else None
+
     def model(self, tasks: str, seed: int = 0) -> ModelSpec:
         """The specification of a model of `tasks`, trained as these parameters say."""
         names = "encoder optimizer epochs batch_size learning_rate momentum weight_decay schedule".split()
         return ModelSpec(
-            data=DataSpec(name=self.data, root=self.root, size=self.size),
+            data=DataSpec(name=self.data, root=self.root or None, size=self.size),
             tasks=tasks,
-            images=self.train_images,
+            images=self.train_images or None,
             seed=seed,
             precision=machine.precision() if self.precision == "auto" else self.precision,
             **{name: getattr(self, name) for name in names},

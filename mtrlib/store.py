@@ -133,7 +133,8 @@ class Store:
         return model.to(self.device).eval().requires_grad_(False)
 
     def _load_data(self, spec: DataSpec, tasks: str, split: str, limit: int | None) -> Dataset:
-        data = load(spec.name, tasks=tasks, split=split, size=spec.size, root=spec.root, limit=limit, seed=spec.seed)
+        root = None if spec.root is None else machine.root() / spec.root
+        data = load(spec.name, tasks=tasks, split=split, size=spec.size, root=root, limit=limit, seed=spec.seed)
         if self.device.type == "cuda" and data.nbytes < 0.5 * torch.cuda.mem_get_info()[0]:
             return data.to(self.device)
         return data

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -144,6 +146,19 @@ def beside_paper(measured: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """The table without its replicates: what is displayed and written to CSV."""
     return table.drop(columns=[column for column in table.columns if column.endswith("replicates")])
+
+
+def write(folder: Path, name: str, **frames: pd.DataFrame) -> pd.DataFrame:
+    """Write tables as `<folder>/<name>_<table>.csv`, each whole or not at all. Returns what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for title, frame in frames.items():
+        path = folder / f"{name}_{title}.csv"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        shown(frame).to_csv(temporary, index=False)
+        os.replace(temporary, path)
+        rows.append({"file": path.name, "rows": len(frame)})
+    return pd.DataFrame(rows)
 
 
 def _by_seed(group: pd.DataFrame, column: str) -> np.ndarray:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -50,16 +51,15 @@ def fit(
     """
     model = build(spec, len(data.class_names)).to(device)
     parameters = dict(model.named_parameters())
-    optimizer = _optimizer(spec, parameters)
+    optimizer = optimizer_of(spec, parameters)
     folder.mkdir(parents=True, exist_ok=True)
     history = _resume(folder / "resume.safetensors", model, parameters, optimizer)
     saved = time.monotonic()
-    steps = math.ceil(len(data) / spec.batch_size)
     with bar(spec.epochs * len(data), description or spec.tasks, "image") as progress:
         progress.update(len(history) * len(data))
         for epoch in range(len(history) + 1, spec.epochs + 1):
             started = time.monotonic()
-            losses = torch.stack(list(_epoch(spec, model, optimizer, data, device, epoch, steps, progress)))
+            losses = torch.stack(list(epoch_losses(spec, model, optimizer, data, device, epoch, progress.update)))
             history.append({"epoch": epoch, "seconds": 0.0, **_means(losses, spec, epoch)})
             history[-1]["seconds"] = round(time.monotonic() - started, 3)
             progress.set_postfix_str(f"loss {sum(history[-1][task] for task in spec.tasks):.3f}", refresh=False)
@@ -74,6 +74,48 @@ def fit(
 def build(spec: ModelSpec, classes: int) -> models.MultiTaskModel:
     """The untrained model of a specification; `classes` is the number of classes of s in its data set."""
     return models.build(spec.encoder, spec.tasks, classes=classes, seed=spec.seed)
+
+
+def optimizer_of(spec: ModelSpec, parameters: dict[str, Tensor]) -> torch.optim.Optimizer:
+    """The optimizer of a specification over named parameters."""
+    common = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay, "fused": True}
+    if spec.optimizer == "sgd":
+        return torch.optim.SGD(parameters.values(), momentum=spec.momentum, nesterov=spec.momentum > 0, **common)
+    return torch.optim.AdamW(parameters.values(), betas=(spec.momentum, 0.999), **common)
+
+
+def epoch_losses(
+    spec: ModelSpec,
+    model: models.MultiTaskModel,
+    optimizer: torch.optim.Optimizer,
+    data: Dataset,
+    device: torch.device | str,
+    epoch: int,
+    advance: Callable[[int], object] = lambda images: None,
+) -> Iterator[Tensor]:
+    """Train one epoch (counted from 1).
+
+    Yields the task losses of each step, (T,), on the device: no step waits for the host. `advance` is told the number
+    of images of each step.
+    """
+    weights = torch.tensor(task_weights(spec.weights, spec.tasks), device=device)
+    generator = torch.Generator().manual_seed(spec.seed * 1_000_003 + epoch)
+    order = torch.randperm(len(data), generator=generator).to(data.images.device)
+    steps = math.ceil(len(data) / spec.batch_size)
+    model.train()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(spec, (epoch - 1 + step / steps) / spec.epochs)
+        index = order[step * spec.batch_size : (step + 1) * spec.batch_size]
+        images, targets, masks = data.batch(index, device)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
+            outputs = model(images)
+        losses = torch.stack([TASKS[t].loss(outputs[t], targets[t], masks[t]).mean() for t in spec.tasks])
+        optimizer.zero_grad()
+        (weights * losses).sum().backward()
+        optimizer.step()
+        advance(len(index))
+        yield losses.detach()
 
 
 def checkpoint(folder: Path, epoch: int) -> Path:
@@ -94,34 +136,6 @@ def learning_rate(spec: ModelSpec, progress: float) -> float:
         return spec.learning_rate * 0.1 ** sum(progress >= part for part in (2 / 3, 4 / 5, 14 / 15))
     warm_up = min(1.0, (progress * spec.epochs + 0.02))
     return spec.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _optimizer(spec: ModelSpec, parameters: dict[str, Tensor]) -> torch.optim.Optimizer:
-    common = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
-    if spec.optimizer == "sgd":
-        return torch.optim.SGD(parameters.values(), momentum=spec.momentum, nesterov=spec.momentum > 0, **common)
-    return torch.optim.AdamW(parameters.values(), betas=(spec.momentum, 0.999), **common)
-
-
-def _epoch(spec, model, optimizer, data, device, epoch, steps, progress):
-    """Train one epoch; yields the task losses of each step, (T,), on the device, so that no step waits for the host."""
-    weights = torch.tensor(task_weights(spec.weights, spec.tasks), device=device)
-    generator = torch.Generator().manual_seed(spec.seed * 1_000_003 + epoch)
-    order = torch.randperm(len(data), generator=generator).to(data.images.device)
-    model.train()
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(spec, (epoch - 1 + step / steps) / spec.epochs)
-        index = order[step * spec.batch_size : (step + 1) * spec.batch_size]
-        images, targets, masks = data.batch(index, device)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
-            outputs = model(images)
-        losses = torch.stack([TASKS[t].loss(outputs[t], targets[t], masks[t]).mean() for t in spec.tasks])
-        optimizer.zero_grad()
-        (weights * losses).sum().backward()
-        optimizer.step()
-        progress.update(len(index))
-        yield losses.detach()
 
 
 def _means(losses: Tensor, spec: ModelSpec, epoch: int) -> dict[str, float]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -109,31 +111,32 @@ def load(
     ValueError : for a parameter out of its range, with those allowed, and for a bad file, named in full.
     """
     parse(tasks)
-    _one_of("name", name, NAMES)
     _one_of("split", split, SPLITS)
     _one_of("on_bad", on_bad, ("raise", "skip"))
     for parameter, value in (("size", size), ("limit", limit)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"Parameter {parameter} should be a positive integer. Found {parameter} = {value!r}.")
+    reader = _reader(name)
     if name == "rooms":
-        from mtrlib.data import rooms
-
-        return rooms.load(tasks=tasks, split=split, size=size, limit=limit, seed=seed)
-    from mtrlib.data import taskonomy
-
+        return reader.load(tasks=tasks, split=split, size=size, limit=limit, seed=seed)
     if root is None:
-        raise ValueError("Parameter root should be the folder of the taskonomy files. Found root = None.")
-    return taskonomy.load(Path(root), tasks=tasks, split=split, size=size, limit=limit, on_bad=on_bad)
+        raise ValueError(f"Parameter root should be the folder of the {name} files. Found root = None.")
+    return reader.load(Path(root), tasks=tasks, split=split, size=size, limit=limit, on_bad=on_bad)
 
 
 def classes(name: str) -> tuple[str, ...]:
     """Names of the classes of s in the data set `name`, by index, without loading it."""
+    return _reader(name).CLASSES
+
+
+def letters(name: str) -> str:
+    """Letters of the tasks that the data set `name` has labels of."""
+    return _reader(name).TASKS
+
+
+def _reader(name: str) -> ModuleType:
     _one_of("name", name, NAMES)
-    if name == "rooms":
-        from mtrlib.data.rooms import CLASSES
-    else:
-        from mtrlib.data.taskonomy import CLASSES
-    return CLASSES
+    return import_module(f"mtrlib.data.{name}")
 
 
 def _one_of(parameter: str, value: str, allowed: Sequence[str]) -> None:

@@ -128,7 +128,7 @@ def render(rooms: dict[str, Tensor], size: int, device: torch.device | str = "cp
     plane, (surface, border) = surface, _paint(scene, points, surface)
     flat = (surface + surfaces * torch.arange(number, device=surface.device)[:, None]).view(-1)
     rows = scene["surfaces"].view(number * surfaces, -1).index_select(0, flat).t().contiguous().view(-1, *depth.shape)
-    local, local_normal = _local(rows, points, plane)
+    local, local_normal = _local(rows, points, world, plane)
     cos, sin = rows[TURN]
     normal = [
         cos * local_normal[0] + sin * local_normal[2],
@@ -342,14 +342,18 @@ def _paint(rooms: dict[str, Tensor], points: list[Tensor], surface: Tensor) -> t
     return surface, (on & (inside < 0.05)) | bar | skirting
 
 
-def _local(rows: Tensor, points: list[Tensor], plane: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Points and outward normals in the frame of their surface: two lists of three (N, P)."""
+def _local(rows: Tensor, points: list[Tensor], world: list[Tensor], plane: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Points and outward normals in the frame of their surface: two lists of three (N, P).
+
+    A point on the edge of a box belongs to a face that the ray (`world`) can see.
+    """
     cos, sin = rows[TURN]
     x, y, z = (point - middle for point, middle in zip(points, rows[CENTRE], strict=True))
     x, z = cos * x - sin * z, sin * x + cos * z
     half = rows[HALF]
     out = [value / size for value, size in zip((x, y, z), half, strict=True)]
-    steep = [value.abs() for value in out]
+    ray = (cos * world[0] - sin * world[2], world[1], sin * world[0] + cos * world[2])
+    steep = [torch.where(value * r < 0, value.abs(), 0.0) for value, r in zip(out, ray, strict=True)]
     is_ball, is_column = rows[1] == BALL, rows[1] == COLUMN
     radial = torch.hypot(out[0], out[2])
     on_side = is_column & (radial > steep[1])

@@ -1,0 +1,147 @@
+"""What an attack costs beside the passes it cannot do without, on this machine.
+
+    python benchmarks/attack_cost.py [--size 64] [--batch 64] [--encoder resnet18_small] [--output cost.csv]
+
+Prints one table: the convolution peak in float32 and bfloat16; PGD-25 on a two-task and a five-task model beside the
+same number of bare forward and input-gradient passes, interleaved, with their ratio (goal: at most 1.05); attacks on
+one task of the five-task model; training in images a second; each with its share of the measured peak. Times are
+medians; models and images are random, since cost does not depend on what they hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mtrlib import attacks, machine, models, training
+from mtrlib.data import Dataset
+from mtrlib.specs import DataSpec, ModelSpec
+from mtrlib.tasks import TASKS
+
+STEPS, EPS = 25, 8 / 255
+CLASSES = 11
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=64, help="of the images, in pixels")
+    parser.add_argument("--batch", type=int, default=64, help="images in an attacked batch")
+    parser.add_argument("--encoder", default="resnet18_small", choices=models.ENCODERS)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="a CSV file to write the table to")
+    options = parser.parse_args()
+    device = machine.device()
+    rows = []
+    for precision in ("float32", "bfloat16"):
+        peak = convolution_peak(device, precision)
+        rows.append({"what": "convolution peak", "precision": precision, "GFLOP/s": peak, "share of peak": 1.0})
+        for tasks, attacked in (("sn", "sn"), ("sdDnE", "sdDnE"), ("sdDnE", "s"), ("sdDnE", "d")):
+            rows.append(attack_cost(options, device, precision, tasks, attacked, peak))
+        rows.append(training_cost(options, device, precision, "sn", peak))
+    table = pd.DataFrame(rows)
+    print(" | ".join(f"{name}: {value}" for name, value in machine.describe().items()))
+    print(f"{options.encoder}, {options.size} pixels, batches of {options.batch}, PGD-{STEPS}, l-infinity 8/255")
+    print(table.to_string(index=False, na_rep="", float_format="{:.3g}".format))
+    if options.output:
+        table.to_csv(options.output, index=False)
+
+
+def convolution_peak(device: torch.device, precision: str) -> float:
+    """GFLOP/s of a large 3 x 3 convolution, the best of several."""
+    dtype = getattr(torch, precision)
+    images = torch.randn(64, 512, 16, 16, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    layer = nn.Conv2d(512, 512, 3, padding=1, bias=False, device=device, dtype=dtype)
+    layer = layer.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        seconds = min(clock(lambda: layer(images), device) for _ in range(8))
+    return 2 * 512 * 512 * 9 * 16 * 16 * 64 / seconds / 1e9
+
+
+def attack_cost(options, device, precision: str, tasks: str, attacked: str, peak: float) -> dict:
+    """PGD on `attacked` tasks of a model of `tasks` against its bare passes."""
+    model = models.build(options.encoder, tasks, classes=CLASSES, seed=0).to(device).eval().requires_grad_(False)
+    images, targets = batch(options.batch, options.size, tasks, device)
+    losses = attacks.task_losses(model, targets, None, attacked)
+
+    def bare() -> None:
+        """The same number of passes, of the network and its loss, with nothing between them."""
+        point = images.clone().requires_grad_()
+        for _ in range(STEPS):
+            torch.autograd.grad(losses(point).sum(), point)
+        with torch.no_grad():
+            losses(images)
+
+    def pgd() -> None:
+        attacks.pgd(losses, images, eps=EPS, step_size=EPS / 4, steps=STEPS)
+
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        bare(), pgd()
+        times = [(clock(bare, device), clock(pgd, device)) for _ in range(options.repeats)]
+    bare_seconds, seconds = (statistics.median(column) for column in zip(*times, strict=True))
+    flops = operations(model, images[:1], attacked) * options.batch * (2 * STEPS + 1)
+    return {
+        "what": f"PGD-{STEPS} on {attacked} of {tasks}",
+        "precision": precision,
+        "ms/image": 1e3 * seconds / options.batch,
+        "bare ms/image": 1e3 * bare_seconds / options.batch,
+        "ratio": statistics.median(second / first for first, second in times),
+        "GFLOP/s": flops / seconds / 1e9,
+        "share of peak": flops / seconds / 1e9 / peak,
+    }
+
+
+def training_cost(options, device, precision: str, tasks: str, peak: float) -> dict:
+    """Images a second of `training.fit`, by its own steps, without the writing of checkpoints."""
+    spec = ModelSpec(data=DataSpec(size=options.size), tasks=tasks, encoder=options.encoder, precision=precision)
+    images, targets = batch(512, options.size, tasks, device)
+    data = Dataset("random", (images * 255).byte(), targets, dict.fromkeys(tasks), tuple(map(str, range(512))), ())
+    model = training.build(spec, CLASSES).to(device)
+    optimizer = training.optimizer_of(spec, dict(model.named_parameters()))
+    epoch = lambda: list(training.epoch_losses(spec, model, optimizer, data, device, 1))  # noqa: E731
+    epoch()
+    seconds = statistics.median(clock(epoch, device) for _ in range(3))
+    flops = 3 * operations(model, images[:1], tasks) * len(data)
+    return {
+        "what": f"training on {tasks}, batches of {spec.batch_size}",
+        "precision": precision,
+        "images/s": len(data) / seconds,
+        "GFLOP/s": flops / seconds / 1e9,
+        "share of peak": flops / seconds / 1e9 / peak,
+    }
+
+
+def batch(number: int, size: int, tasks: str, device: torch.device):
+    """Random images (N, 3, H, W) in [0, 1], channels last, and targets of the right shapes."""
+    images = torch.rand(number, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    targets = {t: torch.rand(number, TASKS[t].channels, size, size, device=device) for t in tasks if t != "s"}
+    if "s" in tasks:
+        targets["s"] = torch.randint(0, CLASSES, (number, size, size), device=device, dtype=torch.uint8)
+    return images, targets
+
+
+def operations(model: nn.Module, images: torch.Tensor, tasks: str) -> int:
+    """Floating-point operations of the convolutions in one forward pass."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(images, tasks)
+    return counter.get_total_flops()
+
+
+def clock(function, device: torch.device) -> float:
+    """Seconds that a call takes, until the device has finished."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    function()
+    wait()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The notebooks: executed and well formed as committed, and run by papermill with other parameters."""
+
+import ast
+import subprocess
+import sys
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+
+from mtrlib import machine
+
+ROOT = machine.root()
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+RQ1 = ROOT / "notebooks" / "rq1_auxiliary_tasks.ipynb"
+
+
+def code_cells(path) -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def papermill(path, output, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--no-log-output", str(path), str(output)]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=output.parent)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_committed_notebook_is_executed_in_order_and_without_errors(path):
+    """nbval passes a stripped notebook without comparing anything."""
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
+    compared = [cell for cell in cells if "nbval-check-output" in cell.metadata.get("tags", [])]
+    assert compared
+    assert all(cell.outputs for cell in compared)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_is_calls_and_reading_not_machinery(path):
+    cells = code_cells(path)
+    tagged = [number for number, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    assert tagged == [0]
+    assert "parameters.check(globals()" in cells[1].source
+    assert "tables.write(" in cells[-1].source, "the last cell is the sentinel that a run got to its end"
+    source = "\n".join(cell.source for cell in cells)
+    assert sum(bool(line.strip()) for line in source.splitlines()) <= 130
+    kinds = [type(node) for node in ast.walk(ast.parse(source))]
+    assert kinds.count(ast.ClassDef) == 0
+    assert kinds.count(ast.FunctionDef) <= 1
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_smoke_tier_is_the_default_of_the_notebook(path):
+    defaults: dict = {}
+    exec(code_cells(path)[0].source, defaults)
+    smoke = yaml.safe_load((ROOT / "params" / "smoke" / f"{path.stem}.yaml").read_text())
+    assert smoke == {name: value for name, value in defaults.items() if name in defaults["__annotations__"]}
+
+
+def test_rq1_with_other_parameters(tmp_path):
+    """Other tasks, an own store, two seeds: as a user runs it in batch, from another folder."""
+    values = {
+        **yaml.safe_load((ROOT / "params" / "smoke" / "rq1_auxiliary_tasks.yaml").read_text()),
+        **{"tasks": "ED", "size": 16, "train_images": 48, "test_images": 8, "panel_images": 4, "epochs": 2},
+        **{"seeds": [3, 4], "steps": 3, "steps_panel": [1, 3], "eps_panel": [4.0, 16.0], "replicates": 100},
+        **{"store": str(tmp_path / "store"), "output": str(tmp_path / "out")},
+    }
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(values))
+    done = papermill(RQ1, tmp_path / "rq1.ipynb", "-f", str(tmp_path / "p.yaml"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert code_cells(tmp_path / "rq1.ipynb")[-1].outputs, "the sentinel did not run"
+    table = pd.read_csv(tmp_path / "out" / "rq1_vulnerability.csv")
+    main = table[table.panel == "table"]
+    assert len(main) == 2 + 2 + 2
+    assert (main.images == 8).all()
+    assert (main.low <= main.value).all()
+    assert (main.value <= main.high).all()
+    assert (main[main.main == "D"].adversarial_error > main[main.main == "D"].clean_error).all()
+    verdicts = pd.read_csv(tmp_path / "out" / "rq1_verdicts.csv", dtype={"number": str}).set_index("number").verdict
+    allowed = {"agrees", "disagrees", "cannot tell at this size", "not measured here"}
+    assert set(verdicts) <= allowed
+    assert list(verdicts.index) == ["1.1", "1.2", "1.3", "1.4", "1.5", "1.6"]
+    assert len(list((tmp_path / "store" / "models").iterdir())) == 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "stepz", "5"], "Unknown parameter stepz = 5"),
+        (["-y", "learning_rate: 1e-4"], "write 1.0e-4"),
+        (["-r", "steps", "5"], "Parameter steps: Input should be a valid integer"),
+        (["-p", "tasks", "sx"], "letters out of 'sdDnkKeEprA'"),
+    ],
+)
+def test_papermill_stops_at_once_on_wrong_parameters(tmp_path, arguments, message):
+    done = papermill(RQ1, tmp_path / "rq1.ipynb", "-p", "store", str(tmp_path / "store"), *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not (tmp_path / "store").exists()

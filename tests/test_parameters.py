@@ -1,0 +1,71 @@
+import pytest
+import yaml
+
+from mtrlib import machine, parameters, studies
+
+PARAMETERS = machine.root() / "params"
+KINDS = {"tour": parameters.Tour, "rq1_auxiliary_tasks": parameters.RQ1}
+
+
+def smoke() -> dict:
+    return yaml.safe_load((PARAMETERS / "smoke" / "rq1_auxiliary_tasks.yaml").read_text())
+
+
+@pytest.mark.parametrize("path", sorted(PARAMETERS.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_every_parameters_file_is_valid(path):
+    values = yaml.safe_load(path.read_text())
+    p = parameters.check(dict(values), KINDS[path.stem])
+    assert path.parent.name in p.output
+    if path.stem == "rq1_auxiliary_tasks":
+        assert studies.rq1(p)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: 1e-4", r"learning_rate: .*valid number.* Found '1e-4' \(YAML reads 1e-4"),
+        ("eps_255: 8/255", "eps_255: .* Found '8/255'"),
+        ("steps: 2.5", "steps: .*integer.* Found 2.5"),
+        ("steps: yes", "steps: .* Found True .YAML reads yes"),
+        ("steps: '5'", "steps: .*integer.* Found '5'"),
+        ("steps: 0", "steps: .*greater than or equal to 1"),
+        ("encoder: no", "encoder: Input should be 'resnet18'.* Found False"),
+        ("tasks: sdx", "tasks: .*letters out of 'sdDnkKeEprA'"),
+        ("tasks: ss", "tasks: .*letters out of"),
+        ("tasks: s", "at least two tasks"),
+        ("seeds: [0, 0]", "seeds: .*differ"),
+        ("seeds: []", "seeds: .*at least 1 item"),
+        ("panel_images: 5000", "panel_images should be at most"),
+        ("data: taskonomy", "root should be the folder of the taskonomy files"),
+        ("stepz: 5", "Unknown parameter stepz = 5. Allowed: data, root"),
+    ],
+)
+def test_what_is_wrong_is_said(text, message):
+    with pytest.raises(ValueError, match=message):
+        parameters.check({**smoke(), **yaml.safe_load(text)}, parameters.RQ1)
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(ValueError) as error:
+        parameters.check({**smoke(), "stepz": 1, "steps": "x", "tasks": ""}, parameters.RQ1)
+    assert len(str(error.value).splitlines()) == 3
+
+
+def test_a_missing_parameter_is_named():
+    values = smoke()
+    del values["steps"]
+    with pytest.raises(ValueError, match="Parameter steps is missing"):
+        parameters.check(values, parameters.RQ1)
+
+
+def test_what_is_no_parameter_is_not_taken_for_one():
+    namespace = {**smoke(), "_private": 1, "os": __import__("os"), "function": len, "In": [], "Out": {}}
+    assert parameters.check(namespace, parameters.RQ1).steps == smoke()["steps"]
+
+
+def test_the_check_may_run_again_in_the_same_kernel():
+    """A reader reruns cells: what later cells have set is no unknown parameter."""
+    namespace = smoke()
+    parameters.check(namespace, parameters.RQ1)
+    namespace["a_table"] = [1, 2]
+    parameters.check(namespace, parameters.RQ1)

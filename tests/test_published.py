@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+from mtrlib import published
+
+
+def test_table_1a_as_printed():
+    table = published.vulnerability("1A", "single", "sdDnE")
+    assert table.shape == (5, 5)
+    assert table.loc["s", "s"] == 0.82
+    assert table.loc["D", "E"] == 8.31
+    assert table.loc["n", "s"] == 7.43
+    joint = published.vulnerability("1A", "joint")
+    assert list(joint.index) == list("sdDnE")
+    assert np.isnan(np.diag(joint)).all()
+
+
+def test_the_printed_evidence_of_claim_1_2_follows_from_the_printed_table():
+    single, joint = (published.vulnerability("1A", attacked) for attacked in ("single", "joint"))
+    alone = np.diag(single)[:, None]
+    off = ~np.eye(5, dtype=bool)
+    assert ((single < alone) & off).sum() == 11
+    assert ((joint < alone) & off).sum() == 16
+
+
+def test_every_printed_vulnerability_table_can_be_asked_for():
+    for table in ("1A", "1B", "2A apgd", "2A wgd", "2B apgd", "2B wgd", "2", "3", "4", "5", "6"):
+        attacked = "as_published" if table.startswith("2A") or table.startswith("2B") else "single"
+        assert published.vulnerability(table, attacked).notna().sum().sum() >= 20
+
+
+def test_the_sixteen_claims_by_number():
+    claims = published.claims()
+    assert len(claims) == 16
+    assert list(published.claims("RQ1").index) == ["1.1", "1.2", "1.3", "1.4", "1.5", "1.6"]
+    assert "l-infinity" in claims.loc["1.2", "claim"]
+
+
+@pytest.mark.parametrize(
+    ("table", "attacked"), [("9", "single"), ("1A", "none"), ("2A", "as_published"), ("1A", "all")]
+)
+def test_what_was_not_printed_is_refused(table, attacked):
+    with pytest.raises(ValueError, match="published table|attacked should be"):
+        published.vulnerability(table, attacked)
+
+
+def test_an_unknown_file_is_refused():
+    with pytest.raises(ValueError, match="selection_table3"):
+        published.read("table7")

@@ -1,0 +1,110 @@
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+from mtrlib import training
+from mtrlib.specs import AttackSpec, ModelSpec
+from mtrlib.store import Store
+
+ATTACK = AttackSpec(tasks="s", steps=2, images=5)
+TRAIN = """
+import sys, torch
+torch.set_num_threads(1)
+from mtrlib import training
+from mtrlib.specs import ModelSpec
+from mtrlib.store import Store
+fit = training.fit
+def counted(*arguments):
+    with open(sys.argv[3], "a") as file:
+        file.write("trained\\n")
+    return fit(*arguments)
+training.fit = counted
+Store(sys.argv[2]).model(ModelSpec.model_validate_json(sys.argv[1]))
+"""
+
+
+def test_a_model_is_trained_once(tiny, tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    assert not store.has_model(tiny)
+    trained = store.model(tiny)
+    assert store.has_model(tiny)
+    monkeypatch.setattr(training, "fit", lambda *_: pytest.fail("trained again"))
+    loaded = Store(tmp_path).model(tiny)
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    images = torch.rand(2, 3, 16, 16)
+    for letter in "sd":
+        assert torch.equal(trained(images)[letter], loaded(images)[letter])
+    assert not (tmp_path / "models" / tiny.key / "resume.safetensors").exists()
+
+
+def test_the_record_says_what_wrote_it(tiny, tmp_path):
+    store = Store(tmp_path)
+    store.model(tiny)
+    record = store.record(tiny)
+    assert ModelSpec.model_validate_json(json.dumps(record["spec"])) == tiny
+    assert [row["epoch"] for row in record["history"]] == [1, 2, 3]
+    assert record["images"] == 24
+    assert record["seconds"] > 0
+    assert {"commit", "torch", "python", "device"} <= set(record["written_by"])
+
+
+def test_checkpoints_are_models_of_their_own(tiny, tmp_path):
+    store = Store(tmp_path)
+    images = torch.rand(1, 3, 16, 16)
+    assert not torch.equal(store.model(tiny, 1)(images)["d"], store.model(tiny, 3)(images)["d"])
+    with pytest.raises(ValueError, match=r"one of \(1, 2, 3\)"):
+        store.model(tiny, 4)
+
+
+def test_errors_are_tidy_and_computed_once(tiny, tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    errors = store.errors(tiny, ATTACK)
+    assert list(errors) == [
+        *("model_id", "trained_tasks", "main", "encoder", "weights", "seed", "epoch", "attack", "norm", "eps_255"),
+        *("steps", "attacked_tasks", "task", "image_id"),
+        *("clean_error", "clean_loss", "adversarial_error", "adversarial_loss"),
+    ]
+    assert errors.groupby("task").image_id.nunique().to_dict() == {"d": 5, "s": 5}
+    assert (errors.trained_tasks == "sd").all()
+    assert (errors.main == "s").all()
+    attacked = errors[errors.task == "s"]
+    assert (attacked.adversarial_loss >= attacked.clean_loss).all()
+    assert attacked.adversarial_loss.mean() > attacked.clean_loss.mean()
+    monkeypatch.setattr("mtrlib.evaluation.errors", lambda *_, **__: pytest.fail("attacked again"))
+    pd.testing.assert_frame_equal(Store(tmp_path).errors(tiny, ATTACK), errors)
+    assert store.has_errors(tiny, ATTACK)
+    assert not store.has_errors(tiny, ATTACK, epoch=1)
+
+
+def test_clean_errors_are_of_the_clean_images(tiny, tmp_path):
+    """Catches a baseline read at the random start: it must not depend on the attack."""
+    store = Store(tmp_path)
+    weak = store.errors(tiny, ATTACK)
+    strong = store.errors(tiny, ATTACK.model_copy(update={"eps_255": 64.0, "step_size_255": 16.0}))
+    none = store.errors(tiny, ATTACK.model_copy(update={"eps_255": 0.0}))
+    pd.testing.assert_series_equal(weak.clean_error, strong.clean_error)
+    pd.testing.assert_series_equal(none.clean_error, none.adversarial_error, check_names=False)
+    assert (strong.clean_error != strong.adversarial_error).any()
+
+
+def test_more_images_do_not_change_the_first(tiny, tmp_path):
+    """Also across batches: 70 images are more than one."""
+    store = Store(tmp_path)
+    few, many = (store.errors(tiny, ATTACK.model_copy(update={"images": n})) for n in (5, 70))
+    both = few.merge(many, on=["task", "image_id"], suffixes=("", "_many"))
+    assert len(both) == len(few) == 10
+    for column in ("clean_error", "adversarial_error"):
+        pd.testing.assert_series_equal(both[column], both[f"{column}_many"], check_names=False, rtol=1e-4)
+
+
+def test_two_processes_train_a_model_once(tiny, tmp_path):
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", TRAIN, tiny.model_dump_json(), str(tmp_path / "store"), str(log)]
+    processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert log.read_text() == "trained\n"
