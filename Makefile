@@ -8,7 +8,7 @@ NOTEBOOKS ?= tour rq1_auxiliary_tasks
 OUT = runs/$(TIER)
 BIN = .venv/bin
 
-.PHONY: reproduce test lint clean
+.PHONY: reproduce notebooks test lint clean
 .DELETE_ON_ERROR:
 
 reproduce: .venv/installed
@@ -21,8 +21,13 @@ reproduce: .venv/installed
 	done
 	@echo; echo "Done. Open:"; for name in $(NOTEBOOKS); do echo "  $(CURDIR)/$(OUT)/$$name.html"; done
 
+# Execute the committed notebooks again, in place, with their defaults.
+notebooks: .venv/installed
+	$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+	    $(NOTEBOOKS:%=notebooks/%.ipynb)
+
 test: .venv/installed lint
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 	    --nbval-cell-timeout 600 tests notebooks
 
 lint: .venv/installed

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from mtrlib.tasks import TASKS
 
@@ -86,7 +87,7 @@ def lines(table: pd.DataFrame, xlabel: str, ylabel: str, *, log: bool = False) -
             if log:
                 axis.set(xscale="log", yscale="log")
             axis.set_xticks(x, [f"{value:g}" for value in x])
-            axis.minorticks_off()
+            axis.xaxis.set_minor_locator(NullLocator())
             axis.set(title=f"main task {main}", xlabel=xlabel)
         axes[0][0].set_ylabel(ylabel)
         _task_legend(figure, [letter for letter in TASKS if letter in set(table.auxiliary)])
@@ -136,7 +137,7 @@ def _show(axis, title: str, picture: torch.Tensor, classes: int) -> None:
         colours = ListedColormap(_CLASS_COLOURS[:classes])
         axis.imshow(picture, cmap=colours, vmin=-0.5, vmax=classes - 0.5, interpolation="nearest")
     elif task is not None and task.channels == 1:
-        limits = {"vmin": -1, "vmax": 1} if title in "Ee" else {"vmin": 0.5, "vmax": 0.78}
+        limits = {"vmin": -1, "vmax": 1} if title in "Ee" else {"vmin": 0.54, "vmax": 0.73}
         axis.imshow(picture[0], cmap="cividis", interpolation="nearest", **limits)
     elif task is not None and task.channels == 3 and title != "A":
         axis.imshow((picture.permute(1, 2, 0) / 2 + 0.5).clamp(0, 1), interpolation="nearest")
