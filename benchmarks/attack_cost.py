@@ -32,9 +32,9 @@ CLASSES = 11
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=64, help="of the images, in pixels")
-    parser.add_argument("--batch", type=int, default=64, help="images in an attacked batch")
+    parser.add_argument("--batch", type=int, default=32, help="images in an attacked batch")
     parser.add_argument("--encoder", default="resnet18_small", choices=models.ENCODERS)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, help="a CSV file to write the table to")
     options = parser.parse_args()
     device = machine.device()
@@ -82,7 +82,7 @@ def attack_cost(options, device, precision: str, tasks: str, attacked: str, peak
         attacks.pgd(losses, images, eps=EPS, step_size=EPS / 4, steps=STEPS)
 
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        bare(), pgd()
+        bare(), pgd()  # warm up
         times = [(clock(bare, device), clock(pgd, device)) for _ in range(options.repeats)]
     bare_seconds, seconds = (statistics.median(column) for column in zip(*times, strict=True))
     flops = operations(model, images[:1], attacked) * options.batch * (2 * STEPS + 1)
