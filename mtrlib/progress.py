@@ -20,7 +20,7 @@ def bar(total: int, description: str, unit: str) -> tqdm:
     unit : the unit's name, in the singular.
     """
     if hasattr(get_ipython(), "kernel"):
-        return _NotebookBar(total=total, desc=description, unit=f" {unit}", mininterval=0.5)
+        return _NotebookBar(total=total, desc=description, unit=f" {unit}", mininterval=1)
     if sys.stderr.isatty():
         return tqdm(total=total, desc=description, unit=f" {unit}", leave=False)
     return _LineBar(total=total, desc=description, unit=f" {unit}", mininterval=5)
