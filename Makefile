@@ -15,7 +15,7 @@ reproduce: .venv/installed
 	@mkdir -p $(OUT)
 	@set -e; for name in $(NOTEBOOKS); do \
 	    echo "== $$name ($(TIER))"; \
-	    $(BIN)/papermill --no-progress-bar --no-log-output -f params/$(TIER)/$$name.yaml \
+	    $(BIN)/papermill --no-log-output -f params/$(TIER)/$$name.yaml \
 	        notebooks/$$name.ipynb $(OUT)/$$name.ipynb; \
 	    $(BIN)/jupyter nbconvert --log-level ERROR --to html $(OUT)/$$name.ipynb; \
 	done

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -20,8 +21,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtrlib import attacks, machine, models, training
-from mtrlib.data import Dataset
+from mtrlib import attacks, evaluation, machine, models, training
+from mtrlib.data import Dataset, load
 from mtrlib.specs import DataSpec, ModelSpec
 from mtrlib.tasks import TASKS
 
@@ -45,6 +46,7 @@ def main() -> None:
         for tasks, attacked in (("sn", "sn"), ("sdDnE", "sdDnE"), ("sdDnE", "s"), ("sdDnE", "d")):
             rows.append(attack_cost(options, device, precision, tasks, attacked, peak))
         rows.append(training_cost(options, device, precision, "sn", peak))
+    rows.append({"what": "rendering rooms", "precision": "float32", "images/s": rendering_rate(options)})
     table = pd.DataFrame(rows)
     print(" | ".join(f"{name}: {value}" for name, value in machine.describe().items()))
     print(f"{options.encoder}, {options.size} pixels, batches of {options.batch}, PGD-{STEPS}, l-infinity 8/255")
@@ -67,6 +69,7 @@ def convolution_peak(device: torch.device, precision: str) -> float:
 def attack_cost(options, device, precision: str, tasks: str, attacked: str, peak: float) -> dict:
     """PGD on `attacked` tasks of a model of `tasks` against its bare passes."""
     model = models.build(options.encoder, tasks, classes=CLASSES, seed=0).to(device).eval().requires_grad_(False)
+    model = evaluation.in_precision(model, precision)
     images, targets = batch(options.batch, options.size, tasks, device)
     losses = attacks.task_losses(model, targets, None, attacked)
 
@@ -115,6 +118,15 @@ def training_cost(options, device, precision: str, tasks: str, peak: float) -> d
         "GFLOP/s": flops / seconds / 1e9,
         "share of peak": flops / seconds / 1e9 / peak,
     }
+
+
+def rendering_rate(options) -> float:
+    """Rooms a second, with all labels."""
+    data_load = partial(load, "rooms", tasks="sdDnE", split="train", size=options.size)
+    data_load(limit=16, seed=1)
+    started = time.perf_counter()
+    data_load(limit=512, seed=2)
+    return 512 / (time.perf_counter() - started)
 
 
 def batch(number: int, size: int, tasks: str, device: torch.device):

@@ -108,30 +108,42 @@ def plateau(table: pd.DataFrame, number: str, full: int) -> pd.DataFrame:
 def spread(table: pd.DataFrame, number: str) -> pd.DataFrame:
     """Claim 1.6 on models: with more steps they differ more. The spread is the standard deviation over the auxiliary
     tasks (the single-task model included) of one main task's vulnerability, averaged over main tasks; the most steps
-    against the fewest, as a ratio with a paired interval."""
+    against the fewest, as a ratio with a paired interval. Everything grows with the steps, so the spread is taken both
+    as it is and relative to the mean of the main task."""
     single = table[table.attacked == "single"]
     few, many = single.setting.min(), single.setting.max()
-    value, drawn = {}, {}
-    for steps in (few, many):
-        groups = [cells for _, cells in single[single.setting == steps].groupby("main")]
-        value[steps] = np.mean([cells.value.std(ddof=0) for cells in groups])
-        drawn[steps] = np.mean([np.stack(cells.replicates.to_list()).std(axis=0) for cells in groups], axis=0)
-    low, high = metrics.interval(drawn[many] / drawn[few])
-    ratio = f"spread over models at {many} steps {value[many] / value[few]:.2f} times that at {few}"
-    interval = f"[{low:.2f}, {high:.2f}]"
-    return pd.DataFrame([_row(number, "models", ratio, interval, verdict(float(low), float(high), 1.0, "above"))])
+    rows = []
+    for kind in ("absolute", "relative"):
+        value, drawn = {}, {}
+        for steps in (few, many):
+            groups = [cells for _, cells in single[single.setting == steps].groupby("main")]
+            points = [cells.value.to_numpy()[:, None] for cells in groups]
+            replicates = [np.stack(cells.replicates.to_list()) for cells in groups]
+            for target, values in ((value, points), (drawn, replicates)):
+                scales = [v.mean(axis=0) if kind == "relative" else 1.0 for v in values]
+                target[steps] = np.mean([v.std(axis=0) / s for v, s in zip(values, scales, strict=True)], axis=0)
+        low, high = metrics.interval(drawn[many] / drawn[few])
+        ratio = f"at {many} steps {(value[many] / value[few])[0]:.2f} times that at {few}"
+        answer = verdict(float(low), float(high), 1.0, "above")
+        rows.append(_row(number, f"{kind} spread over models", ratio, f"[{low:.2f}, {high:.2f}]", answer))
+    return pd.DataFrame(rows)
 
 
 def growth(table: pd.DataFrame) -> pd.DataFrame:
-    """How the increase of the error grows with eps: the slope of log(adversarial - clean error) over log(eps), one row
-    a main task, from the single-task models; 1 is linear growth. With a 95 % interval from the replicates."""
+    """How the error grows with eps: the slope of log(mean adversarial - mean clean error) over log(eps), one row a main
+    task, from the single-task models; 1 is linear growth. With a 95 % interval from the replicates.
+
+    `table` is that of `tables.vulnerabilities` with "ratio_of_means": the mean clean error in it is the same for every
+    eps, so it changes no slope. An increase that is not positive has no logarithm and gives NaN.
+    """
     rows = []
     for main, cells in table[table.main == table.auxiliary].groupby("main", sort=False):
         x = np.log(cells.setting.to_numpy(float))
-        drawn = np.log(np.maximum(np.stack(cells.replicates.to_list()), 1e-12))
+        drawn = _log(np.stack(cells.replicates.to_list()))
         slopes = ((x - x.mean()) @ (drawn - drawn.mean(axis=0))) / ((x - x.mean()) ** 2).sum()
         low, high = metrics.interval(slopes)
-        exponent = np.polyfit(x, np.log(np.maximum(cells.value, 1e-12)), 1)[0]
+        logs = _log(cells.value.to_numpy())
+        exponent = (x - x.mean()) @ (logs - logs.mean()) / ((x - x.mean()) ** 2).sum()
         rows.append({"main": main, "exponent": exponent, "low": float(low), "high": float(high)})
     return pd.DataFrame(rows)
 
@@ -148,10 +160,17 @@ def summary(rows: list[pd.DataFrame], rq: str) -> pd.DataFrame:
     return table.rename(columns={"printed_evidence": "printed tables"}).reset_index(names="number")
 
 
-def sentence(rows: pd.DataFrame) -> str:
-    """The verdicts of one claim in words, a line each."""
-    parts = [f"  {row.where}: {row.measured} {row.interval}; {row.verdict}." for row in rows.itertuples()]
-    return "\n".join([f"Claim {rows['number'].iloc[0]}", *parts])
+def sentence(*rows: pd.DataFrame) -> str:
+    """The verdicts of claims in words, a line each under the number of the claim."""
+    lines = []
+    for number, told in pd.concat(rows).groupby("number"):
+        lines.append(f"Claim {number}")
+        lines += [f"  {row.where}: {row.measured} {row.interval}; {row.verdict}." for row in told.itertuples()]
+    return "\n".join(lines)
+
+
+def _log(values: np.ndarray) -> np.ndarray:
+    return np.log(np.where(values > 0, values, np.nan))
 
 
 def _row(number: str, where: str, measured: str, interval: str, answer: str) -> dict[str, str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtrlib import attacks
+from mtrlib import attacks, machine
 from mtrlib.data import Dataset
 from mtrlib.models import MultiTaskModel
 from mtrlib.specs import AttackSpec
@@ -30,7 +31,7 @@ def attack_batch(
     generator : of the random starts.
     """
     images, targets, masks = batch
-    # One context for all steps: the weights are cast once.
+    model = in_precision(model, precision)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return ATTACKS[attack.name](
             attacks.task_losses(model, targets, masks, attack.tasks),
@@ -42,6 +43,18 @@ def attack_batch(
             restarts=attack.restarts,
             generator=generator,
         )
+
+
+def in_precision(model: MultiTaskModel, precision: str) -> MultiTaskModel:
+    """The model with the weights of its convolutions in `precision`, to be run under autocast, which then casts only
+    activations: in every step of an attack the weights are the same. Batch norms stay float32."""
+    if precision == "float32":
+        return model
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            module.to(torch.bfloat16)
+    return model
 
 
 def errors(
@@ -73,8 +86,9 @@ def errors(
         clean, attacked = (_measure(model, images, *batch[1:]) for images in (batch[0], adversarial))
         for letter in model.tasks:
             columns = {"task": letter, "image_id": ids}
-            for name, measured in (("clean", clean), ("adversarial", attacked)):
-                columns |= {f"{name}_{kind}": measured[letter][kind].cpu().numpy() for kind in ("error", "loss")}
+            for kind in ("error", "loss"):
+                for name, measured in (("clean", clean), ("adversarial", attacked)):
+                    columns[f"{name}_{kind}"] = measured[letter][kind].cpu().numpy()
             frames.append(pd.DataFrame(columns))
         advance(len(ids))
     return pd.concat(frames, ignore_index=True)
@@ -82,7 +96,8 @@ def errors(
 
 @torch.no_grad()
 def _measure(model: MultiTaskModel, images: Tensor, targets: dict, masks: dict) -> dict[str, dict[str, Tensor]]:
-    outputs = model(images)
+    with machine.exact():
+        outputs = model(images)
     return {
         t: {
             "error": TASKS[t].error(outputs[t], targets[t], masks[t]),

@@ -3,6 +3,8 @@ colour-blind can tell apart); axes carry units; text is readable at half size.""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -38,8 +40,10 @@ def heat_maps(matrices: dict[str, pd.DataFrame], label: str) -> Figure:
         for axis, (title, matrix) in zip(axes.flat, matrices.items(), strict=True):
             values = matrix.to_numpy(float)
             # Each row relative to its single-task model: tasks differ by far more than their auxiliary tasks change.
-            ratio = np.log2(values / np.diag(values)[:, None])
-            limit = max(np.nanmax(np.abs(ratio)), 0.05)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio = np.log2(values / np.diag(values)[:, None])
+            ratio[~np.isfinite(ratio)] = np.nan  # no colour where a vulnerability is not above 0
+            limit = max(np.nanmax(np.abs(ratio), initial=0.0), 0.05)
             axis.imshow(ratio, cmap="PuOr_r", vmin=-limit, vmax=limit)
             for (row, column), value in np.ndenumerate(values):
                 if np.isfinite(value):
@@ -122,7 +126,7 @@ def images(rows: dict[str, dict[str, torch.Tensor]], classes: tuple[str, ...]) -
                 if title == "s":
                     picture = picture.argmax(dim=0) if picture.dim() == 3 else picture
                     shown |= set(picture.unique().tolist())
-                _show(axes[number][column], title, picture.detach().float().cpu(), len(classes))
+                _show(axes[number][column], title, picture.detach().float().cpu().numpy(), len(classes))
             above = list(row)
         if shown:
             patches = [plt.Rectangle((0, 0), 1, 1, color=_CLASS_COLOURS[int(index)]) for index in sorted(shown)]
@@ -131,7 +135,14 @@ def images(rows: dict[str, dict[str, torch.Tensor]], classes: tuple[str, ...]) -
     return _closed(figure)
 
 
-def _show(axis, title: str, picture: torch.Tensor, classes: int) -> None:
+def write(folder: Path, name: str, **figures: Figure) -> None:
+    """Write figures as `<folder>/<name>_<figure>.png`, at 100 dots an inch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for title, figure in figures.items():
+        figure.savefig(folder / f"{name}_{title}.png", dpi=100)
+
+
+def _show(axis, title: str, picture: np.ndarray, classes: int) -> None:
     task = TASKS.get(title)
     if task is not None and task.kind == "classes":
         colours = ListedColormap(_CLASS_COLOURS[:classes])
@@ -140,9 +151,9 @@ def _show(axis, title: str, picture: torch.Tensor, classes: int) -> None:
         limits = {"vmin": -1, "vmax": 1} if title in "Ee" else {"vmin": 0.54, "vmax": 0.73}
         axis.imshow(picture[0], cmap="cividis", interpolation="nearest", **limits)
     elif task is not None and task.channels == 3 and title != "A":
-        axis.imshow((picture.permute(1, 2, 0) / 2 + 0.5).clamp(0, 1), interpolation="nearest")
+        axis.imshow((picture.transpose(1, 2, 0) / 2 + 0.5).clip(0, 1), interpolation="nearest")
     else:
-        axis.imshow(picture.permute(1, 2, 0).clamp(0, 1), interpolation="nearest")
+        axis.imshow(picture.transpose(1, 2, 0).clip(0, 1), interpolation="nearest")
 
 
 def _task_legend(figure: Figure, letters: list[str]) -> None:

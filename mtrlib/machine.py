@@ -28,12 +28,19 @@ def precision() -> str:
     return "bfloat16" if words & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
 
 
+def exact():
+    """A context in which cuDNN repeats its results bit by bit and float32 is float32, not TF32."""
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+
+
 @cache
 def root() -> Path:
-    """The repository's folder: the nearest folder above the current one that holds `notebooks` and `params`, else the
-    current one. Relative paths of parameters start there, whoever starts the notebook and wherever."""
+    """Where relative paths of parameters start: the repository, whoever starts a notebook and wherever. That is the
+    nearest folder, above the current one or else above this package, that holds `notebooks` and `params`; the current
+    one where there is none."""
     here = Path.cwd()
-    return next((p for p in (here, *here.parents) if (p / "notebooks").is_dir() and (p / "params").is_dir()), here)
+    candidates = (here, *here.parents, *Path(mtrlib.__file__).parents)
+    return next((p for p in candidates if (p / "notebooks").is_dir() and (p / "params").is_dir()), here)
 
 
 @cache
@@ -55,6 +62,8 @@ def describe() -> dict[str, str]:
 def _commit() -> str:
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(command, cwd=root(), capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, cwd=Path(mtrlib.__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

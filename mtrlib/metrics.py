@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 REDUCTIONS = ("per_image", "ratio_of_means")
+ABSOLUTE = "absolute"  # Definition 1, for `bootstrap`
 
 
 def relative_task_vulnerability(clean, adversarial, reduction: str = "per_image") -> float:
@@ -54,16 +55,19 @@ def left_out(clean, adversarial) -> int:
 
 
 def bootstrap(clean, adversarial, reduction: str = "per_image", *, replicates: int = 1000, seed: int = 0) -> np.ndarray:
-    """Relative task vulnerability over resampled images and, where there are several, resampled seeds.
+    """A vulnerability over resampled images and, where there are several, resampled seeds.
 
     The same images (and seeds) are drawn for every leading index, so that models attacked on the same images can be
     compared replicate by replicate: that is the paired bootstrap.
 
     Parameters
     ----------
-    clean, adversarial : (..., S, N), errors of N images for each of S training seeds.
-    reduction : as in `relative_task_vulnerability`; the value of several seeds is the mean of theirs.
-    replicates : number of resamplings.
+    clean, adversarial : (..., S, N), errors of N images for each of S training seeds; for "absolute" the losses of
+        the attacked set of tasks, summed over its tasks.
+    reduction : as in `relative_task_vulnerability`, or "absolute" for the adversarial vulnerability of Definition 1.
+        The value of several seeds is the mean of theirs.
+    replicates : number of resamplings. With few seeds (three, say) the interval is too narrow: resampling cannot tell
+        how much trainings differ from so few.
     seed : of the resampling.
 
     Returns
@@ -97,10 +101,12 @@ def _vulnerability(clean: np.ndarray, adversarial: np.ndarray, reduction: str, c
     elif reduction == "ratio_of_means":
         valid = np.isfinite(clean) & np.isfinite(adversarial)
         above, below = np.where(valid, adversarial - clean, 0), np.where(valid, clean, 0)
+    elif reduction == ABSOLUTE:
+        valid = np.isfinite(clean) & np.isfinite(adversarial)
+        above, below = np.where(valid, np.abs(adversarial - clean), 0), valid.astype(float)
     else:
-        raise ValueError(
-            f"Parameter reduction should be one of {', '.join(REDUCTIONS)}. Found reduction = {reduction!r}."
-        )
+        allowed = ", ".join((*REDUCTIONS, ABSOLUTE))
+        raise ValueError(f"Parameter reduction should be one of {allowed}. Found reduction = {reduction!r}.")
     above, below = (np.moveaxis(values @ counts.T.astype(float), -1, 0) for values in (above, below))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(below > 0, above / below, np.nan)

@@ -16,7 +16,8 @@ from torchvision.models.resnet import BasicBlock, resnet18
 
 from mtrlib.tasks import TASKS, parse
 
-ENCODERS = ("resnet18", "resnet18_small")
+STRIDES = {"resnet18": 32, "resnet18_small": 8}  # pixels of the image to one of the latent
+ENCODERS = tuple(STRIDES)
 
 
 class MultiTaskModel(nn.Module):

@@ -37,6 +37,7 @@ class Parameters(BaseModel):
 
     data: Literal[NAMES]
     root: str
+    on_bad: Literal["raise", "skip"]
     size: int = Field(ge=8, le=1024)
     train_images: int = Field(ge=0)
     test_images: Count
@@ -60,6 +61,10 @@ class Parameters(BaseModel):
     def _files(self) -> Parameters:
         if self.data != "rooms" and not self.root:
             raise ValueError(f"root should be the folder of the {self.data} files, found {self.root!r}")
+        try:
+            self.model(self.tasks)
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
         return self
 
     @property
@@ -71,7 +76,7 @@ class Parameters(BaseModel):
         """The specification of a model of `tasks`, trained as these parameters say."""
         names = "encoder optimizer epochs batch_size learning_rate momentum weight_decay schedule".split()
         return ModelSpec(
-            data=DataSpec(name=self.data, root=self.root or None, size=self.size),
+            data=DataSpec(name=self.data, root=self.root or None, size=self.size, on_bad=self.on_bad),
             tasks=tasks,
             images=self.train_images or None,
             seed=seed,
@@ -100,21 +105,22 @@ class RQ1(Parameters):
     panel_images: Count
     eps_panel: Annotated[list[Positive], Field(min_length=1), AfterValidator(_different)]
     steps_panel: Annotated[list[Count], Field(min_length=1), AfterValidator(_different)]
-    replicates: int = Field(ge=100)
+    replicates: int = Field(ge=1000)
 
     @model_validator(mode="after")
     def _sizes(self) -> RQ1:
         if len(self.tasks) < 2:
             raise ValueError("tasks should name at least two tasks, a main and an auxiliary one")
+        if len(self.steps_panel) < 2:
+            raise ValueError("steps_panel should have at least two numbers of steps to compare")
+        if max(self.eps_panel) <= 4 or len(self.eps_panel) < 2:
+            raise ValueError("eps_panel should have at least two budgets, one of them above 4")
         if self.panel_images > self.test_images:
             raise ValueError(f"panel_images should be at most test_images = {self.test_images}")
         return self
 
     def attack(self, tasks: str, **changes: Any) -> AttackSpec:
         return super().attack(tasks, **{"restarts": self.restarts, **changes})
-
-
-_FIRST_CHECK: dict[int, set[str]] = {}  # the names that a kernel's first passed check saw
 
 
 def check(namespace: dict[str, Any], kind: type[Parameters]) -> Any:
@@ -137,8 +143,8 @@ def check(namespace: dict[str, Any], kind: type[Parameters]) -> Any:
         if not name.startswith("_") and not callable(value) and not isinstance(value, types.ModuleType)
     }
     names -= {"In", "Out", "annotations"}
-    # In a kernel where the check has passed, cells run again: what later cells have set is no parameter.
-    later = _FIRST_CHECK.get(id(namespace), names)
+    # Where the check has passed before, cells run again: what later cells have set is no parameter.
+    later = namespace.get("_checked_names", names)
     faults = [
         f"Unknown parameter {name} = {namespace[name]!r}. Allowed: {', '.join(declared)}."
         for name in sorted((names & later) - set(declared))
@@ -149,7 +155,7 @@ def check(namespace: dict[str, Any], kind: type[Parameters]) -> Any:
         raise ValueError("\n".join([*faults, *(_sentence(fault) for fault in error.errors())])) from None
     if faults:
         raise ValueError("\n".join(faults))
-    _FIRST_CHECK.setdefault(id(namespace), names)
+    namespace.setdefault("_checked_names", names)
     return parameters
 
 

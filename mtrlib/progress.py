@@ -9,7 +9,7 @@ from IPython.display import Pretty, display, update_display
 from tqdm import tqdm
 
 
-def bar(total: int, description: str, unit: str) -> tqdm:
+def bar(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
     """A tqdm bar: in a terminal as usual; in a notebook one line of output, updated in place (no widgets, so that an
     executed notebook keeps its last state); elsewhere one line every five seconds, on standard error.
 
@@ -18,12 +18,14 @@ def bar(total: int, description: str, unit: str) -> tqdm:
     total : number of units to do.
     description : what is being done, shown first.
     unit : the unit's name, in the singular.
+    initial : number of units that an earlier run has done.
     """
+    common = {"total": total, "desc": description, "unit": f" {unit}", "initial": initial}
     if hasattr(get_ipython(), "kernel"):
-        return _NotebookBar(total=total, desc=description, unit=f" {unit}", mininterval=1)
+        return _NotebookBar(**common, mininterval=1)
     if sys.stderr.isatty():
-        return tqdm(total=total, desc=description, unit=f" {unit}", leave=False)
-    return _LineBar(total=total, desc=description, unit=f" {unit}", mininterval=5)
+        return tqdm(**common, leave=False)
+    return _LineBar(**common, mininterval=5)
 
 
 class _NotebookBar(tqdm):

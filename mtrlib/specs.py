@@ -12,10 +12,14 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from mtrlib.data import NAMES
-from mtrlib.models import ENCODERS
+from mtrlib.data import NAMES, letters
+from mtrlib.models import ENCODERS, STRIDES
 from mtrlib.tasks import parse
 from mtrlib.weights import WEIGHTS
+
+# Part of every key. To be raised whenever a change to data, models, training or attacks changes what a specification
+# gives, so that a store from before the change is not taken for one from after it.
+VERSION = 1
 
 Tasks = Annotated[str, AfterValidator(parse)]
 Norm = Literal["linf", "l2"]
@@ -31,15 +35,17 @@ class Spec(BaseModel):
     @property
     def key(self) -> str:
         """16 hexadecimal digits that name the content."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        content = json.dumps({"version": VERSION, **self.model_dump(mode="json")}, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 class DataSpec(Spec):
-    """A data set, as `data.load` takes it: its name, folder, image size in pixels and (rooms only) seed."""
+    """A data set, as `data.load` takes it: its name, folder, what to do with bad files, image size in pixels and (rooms
+    only) seed."""
 
     name: Literal[NAMES] = "rooms"
     root: str | None = None
+    on_bad: Literal["raise", "skip"] = "raise"
     size: int = Field(64, ge=8, le=1024)
     seed: int = Field(0, ge=0)
 
@@ -54,7 +60,7 @@ class ModelSpec(Spec):
     encoder : one of `models.ENCODERS`.
     weights : how the task losses are weighted, one of `weights.WEIGHTS`.
     seed : of the first weights and the order of the images.
-    optimizer : "adamw", or "sgd" with Nesterov's momentum (the paper's supplement).
+    optimizer : "adamw", or "sgd" with Nesterov's momentum (the supplement names SGD and its momentum only).
     epochs, batch_size, learning_rate, momentum, weight_decay : of the optimizer; momentum is Adam's first beta.
     schedule : "cosine", to zero after one epoch of warm-up; "step", divided by 10 after 2/3, 4/5 and 14/15 of the
         epochs (the supplement's 100, 120 and 140 of 150).
@@ -75,6 +81,18 @@ class ModelSpec(Spec):
     weight_decay: float = Field(0.02, ge=0)
     schedule: Literal["cosine", "step"] = "cosine"
     precision: Precision = "float32"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelSpec:
+        given, stride = letters(self.data.name), STRIDES[self.encoder]
+        if set(self.tasks) - set(given):
+            raise ValueError(f"tasks should be out of {given!r} for {self.data.name}. Found {self.tasks!r}.")
+        if self.data.size % stride or self.data.size < 2 * stride:
+            raise ValueError(
+                f"size should be a multiple of {stride} from {2 * stride} on for {self.encoder}. "
+                f"Found {self.data.size}."
+            )
+        return self
 
     @property
     def checkpoints(self) -> tuple[int, ...]:

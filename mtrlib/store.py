@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -70,8 +71,16 @@ class Store:
         """What is known of a trained model: its specification, history by epoch, seconds, and what wrote it."""
         return json.loads((self._folder(spec) / "record.json").read_text())
 
-    def errors(self, spec: ModelSpec, attack: AttackSpec, epoch: int | None = None) -> pd.DataFrame:
+    def errors(
+        self,
+        spec: ModelSpec,
+        attack: AttackSpec,
+        epoch: int | None = None,
+        advance: Callable[[int], object] = lambda images: None,
+    ) -> pd.DataFrame:
         """The errors of each image without and under the attack; attacked now where they are missing.
+
+        `advance` is told the number of images of each batch that is attacked.
 
         Returns
         -------
@@ -93,6 +102,7 @@ class Store:
                         precision=spec.precision,
                         device=self.device,
                         batch_size=64 if self.device.type == "cpu" else 256,
+                        advance=advance,
                     )
                     _write_parquet(path, measured, {"spec": wanted.model_dump(mode="json"), **_written_by(self.device)})
         measured = pd.read_parquet(path)
@@ -134,8 +144,9 @@ class Store:
 
     def _load_data(self, spec: DataSpec, tasks: str, split: str, limit: int | None) -> Dataset:
         root = None if spec.root is None else machine.root() / spec.root
-        data = load(spec.name, tasks=tasks, split=split, size=spec.size, root=root, limit=limit, seed=spec.seed)
-        if self.device.type == "cuda" and data.nbytes < 0.5 * torch.cuda.mem_get_info()[0]:
+        options = {"size": spec.size, "seed": spec.seed, "on_bad": spec.on_bad}
+        data = load(spec.name, tasks=tasks, split=split, root=root, limit=limit, **options)
+        if self.device.type == "cuda" and data.nbytes < 0.5 * torch.cuda.mem_get_info(self.device)[0]:
             return data.to(self.device)
         return data
 

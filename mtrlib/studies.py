@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import pandas as pd
@@ -118,8 +119,8 @@ def plan(store: Store, cells: list[Cell]) -> pd.DataFrame:
 
 
 def train(store: Store, cells: list[Cell]) -> pd.DataFrame:
-    """Train the models that the store lacks. Returns one row a model: tasks, seed, the last training loss of each
-    task, and the seconds it took when it was trained."""
+    """Train the models that the store lacks. Returns one row a model: tasks, seed, the seconds it took when it was
+    trained, and the last training loss of each task."""
     rows = []
     wanted = models(cells)
     for number, spec in enumerate(wanted, start=1):
@@ -127,7 +128,7 @@ def train(store: Store, cells: list[Cell]) -> pd.DataFrame:
         record = store.record(spec)
         last = record["history"][-1]
         losses = {f"loss {letter}": last[letter] for letter in spec.tasks}
-        rows.append({"tasks": spec.tasks, "seed": spec.seed, **losses, "seconds": record["seconds"]})
+        rows.append({"tasks": spec.tasks, "seed": spec.seed, "seconds": record["seconds"], **losses})
     return pd.DataFrame(rows)
 
 
@@ -144,8 +145,8 @@ def run(store: Store, cells: list[Cell]) -> pd.DataFrame:
     if missing:
         with bar(sum(e.attack.images * e.attack.steps for e in missing), "attacks", "image-step") as progress:
             for e in missing:
-                store.errors(e.model, e.attack, e.epoch)
-                progress.update(e.attack.images * e.attack.steps)
+                advance = partial(_advance, progress, e.attack.steps)
+                store.errors(e.model, e.attack, e.epoch, advance)
     tables = {e: store.errors(e.model, e.attack, e.epoch) for e in wanted}
     frames = []
     for cell in cells:
@@ -161,6 +162,10 @@ def run(store: Store, cells: list[Cell]) -> pd.DataFrame:
             )
         )
     return pd.concat(frames, ignore_index=True)
+
+
+def _advance(progress, steps: int, images: int) -> None:
+    progress.update(steps * images)
 
 
 def _pairs(p: RQ1, seed: int) -> Iterator[tuple[ModelSpec, str, str]]:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mtrlib import models
+from mtrlib import machine, models
 from mtrlib.data import Dataset
 from mtrlib.progress import bar
 from mtrlib.specs import ModelSpec
@@ -55,8 +55,8 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     history = _resume(folder / "resume.safetensors", model, parameters, optimizer)
     saved = time.monotonic()
-    with bar(spec.epochs * len(data), description or spec.tasks, "image") as progress:
-        progress.update(len(history) * len(data))
+    total, done = spec.epochs * len(data), len(history) * len(data)
+    with bar(total, description or spec.tasks, "image", done) as progress, machine.exact():
         for epoch in range(len(history) + 1, spec.epochs + 1):
             started = time.monotonic()
             losses = torch.stack(list(epoch_losses(spec, model, optimizer, data, device, epoch, progress.update)))
@@ -169,7 +169,8 @@ def _resume(path: Path, model, parameters, optimizer) -> list[dict]:
             name, _, key = rest.rpartition("/")
             parameter = parameters[name]
             # In the parameter's memory layout; a counter of steps stays the scalar that it is.
-            shaped = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
-            optimizer.state[parameter][key] = shaped
+            same = tensor.shape == parameter.shape
+            restored = torch.empty_like(parameter).copy_(tensor) if same else tensor.to(parameter.device)
+            optimizer.state[parameter][key] = restored
     with safe_open(path, "pt") as file:
         return json.loads(file.metadata()["history"])

@@ -49,6 +49,15 @@ def test_bootstrap_of_equal_images_has_no_width_and_of_many_the_textbook_one(red
     assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.1)
 
 
+def test_bootstrap_of_definition_1_is_around_it():
+    g = np.random.default_rng(0)
+    clean, adversarial = g.uniform(0, 1, (1, 200)), g.uniform(1, 3, (1, 200))
+    drawn = metrics.bootstrap(clean, adversarial, "absolute", replicates=2000)
+    value = metrics.adversarial_vulnerability(clean[0], adversarial[0])
+    assert drawn.mean() == pytest.approx(value, rel=0.01)
+    assert drawn.std() == pytest.approx(np.abs(adversarial - clean).std() / np.sqrt(200), rel=0.1)
+
+
 def test_bootstrap_draws_the_same_images_for_every_cell():
     """Paired: two models that differ by a constant differ by it in every replicate."""
     clean = np.random.default_rng(0).uniform(1, 2, size=(1, 30))

@@ -66,7 +66,7 @@ def test_rq1_with_other_parameters(tmp_path):
     values = {
         **yaml.safe_load((ROOT / "params" / "smoke" / "rq1_auxiliary_tasks.yaml").read_text()),
         **{"tasks": "ED", "size": 16, "train_images": 48, "test_images": 8, "panel_images": 4, "epochs": 2},
-        **{"seeds": [3, 4], "steps": 3, "steps_panel": [1, 3], "eps_panel": [4.0, 16.0], "replicates": 100},
+        **{"seeds": [3, 4], "steps": 3, "steps_panel": [1, 3], "eps_panel": [4.0, 16.0], "replicates": 1000},
         **{"store": str(tmp_path / "store"), "output": str(tmp_path / "out")},
     }
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(values))

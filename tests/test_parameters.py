@@ -34,6 +34,10 @@ def test_every_parameters_file_is_valid(path):
         ("tasks: ss", "tasks: .*letters out of"),
         ("tasks: s", "at least two tasks"),
         ("seeds: [0, 0]", "seeds: .*differ"),
+        ("tasks: sk", "tasks should be out of 'sdDnE' for rooms"),
+        ("size: 100", "size should be a multiple of 8"),
+        ("eps_panel: [4.0]", "eps_panel should have"),
+        ("steps_panel: [25]", "steps_panel should have"),
         ("seeds: []", "seeds: .*at least 1 item"),
         ("panel_images: 5000", "panel_images should be at most"),
         ("data: taskonomy", "root should be the folder of the taskonomy files"),
@@ -61,6 +65,13 @@ def test_a_missing_parameter_is_named():
 def test_what_is_no_parameter_is_not_taken_for_one():
     namespace = {**smoke(), "_private": 1, "os": __import__("os"), "function": len, "In": [], "Out": {}}
     assert parameters.check(namespace, parameters.RQ1).steps == smoke()["steps"]
+
+
+def test_one_notebooks_check_does_not_excuse_another():
+    parameters.check(smoke(), parameters.RQ1)
+    for _ in range(20):
+        with pytest.raises(ValueError, match="stepz"):
+            parameters.check({**smoke(), "stepz": 5}, parameters.RQ1)
 
 
 def test_the_check_may_run_again_in_the_same_kernel():

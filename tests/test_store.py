@@ -67,7 +67,7 @@ def test_errors_are_tidy_and_computed_once(tiny, tmp_path, monkeypatch):
     assert list(errors) == [
         *("model_id", "trained_tasks", "main", "encoder", "weights", "seed", "epoch", "attack", "norm", "eps_255"),
         *("steps", "attacked_tasks", "task", "image_id"),
-        *("clean_error", "clean_loss", "adversarial_error", "adversarial_loss"),
+        *("clean_error", "adversarial_error", "clean_loss", "adversarial_loss"),
     ]
     assert errors.groupby("task").image_id.nunique().to_dict() == {"d": 5, "s": 5}
     assert (errors.trained_tasks == "sd").all()

@@ -123,6 +123,46 @@ def test_growth_of_a_quadratic_error_is_two():
     frames = [
         errors_of({("s", "s"): 1 + 0.001 * eps**2}).assign(panel="eps", setting=float(eps)) for eps in (4, 8, 16, 32)
     ]
-    growth = claims.growth(tables.vulnerabilities(pd.concat(frames)))
+    growth = claims.growth(tables.vulnerabilities(pd.concat(frames), "ratio_of_means"))
     assert growth.exponent[0] == pytest.approx(2, abs=0.15)
     assert growth.low[0] < growth.exponent[0] < growth.high[0]
+
+
+def test_two_cells_that_agree_prove_little():
+    """Resampling alone would give [100 %, 100 %] and a verdict."""
+    factors = {("s", "s"): 3.0, ("s", "d"): 2.0, ("d", "d"): 3.0, ("d", "s"): 2.0}
+    shares = tables.share_less_vulnerable(tables.against_single_task(tables.vulnerabilities(errors_of(factors))))
+    assert (shares.share == 1).all()
+    assert (shares.high == 1).all()
+    assert (shares.low < 0.5).all()
+    verdicts = claims.shares(shares, "1.1", 0.5, "above").verdict
+    assert (verdicts == "cannot tell at this size").all()
+
+
+def steps_table(factors_by_steps: dict[int, dict]) -> pd.DataFrame:
+    frames = [errors_of(f).assign(panel="steps", setting=steps) for steps, f in factors_by_steps.items()]
+    return tables.vulnerabilities(pd.concat(frames))
+
+
+def test_spread_and_plateau_of_known_errors():
+    few = {("s", "s"): 2.0, ("s", "d"): 1.8, ("d", "d"): 2.0, ("d", "s"): 1.8}
+    many = {("s", "s"): 5.0, ("s", "d"): 2.6, ("d", "d"): 5.0, ("d", "s"): 2.6}
+    table = steps_table({5: few, 25: many})
+    spread = claims.spread(table, "1.6").set_index("where")
+    assert spread.verdict.to_list() == ["agrees", "agrees"]
+    assert "12.00 times" in spread.measured["absolute spread over models"]  # (5 - 2.6) / (2 - 1.8)
+    scaled = steps_table({5: few, 25: {cell: 1 + 3 * (factor - 1) for cell, factor in few.items()}})
+    verdicts = claims.spread(scaled, "1.6").verdict.to_list()
+    assert verdicts == ["agrees", "cannot tell at this size"], "three times everything is no greater difference"
+    plateau = claims.plateau(table, "1.6", 25)
+    assert plateau.measured[0] == "reached of 25 steps: joint 50%, single 50%"  # 0.8 of 1.6, alike for both
+    assert plateau.verdict[0] == "cannot tell at this size"
+
+
+def test_several_seeds_are_averaged_and_widen_the_interval():
+    one = errors_of({("s", "s"): 2.0})
+    three = pd.concat([errors_of({("s", "s"): f}).assign(seed=seed) for seed, f in enumerate((2.0, 3.0, 4.0))])
+    narrow, wide = tables.vulnerabilities(one).iloc[0], tables.vulnerabilities(three).iloc[0]
+    assert wide.value == pytest.approx(2.0, abs=0.01)
+    assert wide.images == narrow.images == 40
+    assert wide.high - wide.low > 20 * (narrow.high - narrow.low)

@@ -21,6 +21,8 @@ from tqdm import tqdm
 
 from mtrlib import data
 from mtrlib.data import cache, taskonomy
+from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
+from mtrlib.store import Store
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "frames" / "omnidata"
 real_frames = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real frames in {REAL}")
@@ -481,3 +483,15 @@ def test_real_frames_that_are_not_square():
     raw = np.array(Image.open(file_of(REAL / "blended_mvg", "depth_euclidean", 979)))[:, 96:672][4::9, 4::9]
     np.testing.assert_allclose(dataset.targets["D"][0, 0], np.log(1.0 + raw) / np.log(65536), rtol=1e-6)
     assert np.array_equal(dataset.masks["D"][0], raw < 64500)
+
+
+def test_from_files_to_errors(tree, tmp_path):
+    """Training and attack honour the masks: pixels without a label are not numbers that reach a loss."""
+    spec = ModelSpec(data=DataSpec(name="taskonomy", root=str(tree), size=16), tasks="sdnE", epochs=1, batch_size=2)
+    store = Store(tmp_path / "store", device="cpu")
+    errors = store.errors(spec, AttackSpec(tasks="sd", steps=2, images=4))
+    assert errors.image_id.unique().tolist() == ["a/point_1200_view_0"]
+    assert sorted(errors.task) == ["E", "d", "n", "s"]
+    columns = ["clean_error", "adversarial_error", "clean_loss", "adversarial_loss"]
+    assert np.isfinite(errors[columns]).all(axis=None)
+    assert store.record(spec)["images"] == 5

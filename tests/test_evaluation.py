@@ -1,0 +1,53 @@
+import pytest
+import torch
+
+from mtrlib import data, evaluation
+from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
+from mtrlib.store import Store
+from mtrlib.tasks import TASKS
+
+ATTACK = AttackSpec(tasks="sd", steps=5, images=12)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small trained model of s and d, and test rooms."""
+    spec = ModelSpec(data=DataSpec(size=16), tasks="sd", images=64, epochs=6, batch_size=8)
+    model = Store(tmp_path_factory.mktemp("store")).model(spec)
+    return model, data.load("rooms", tasks="sd", split="test", size=16, limit=12)
+
+
+def test_clean_errors_are_those_of_the_model_on_the_images(trained):
+    model, rooms = trained
+    errors = evaluation.errors(model, rooms, ATTACK, batch_size=5).set_index(["task", "image_id"])
+    images, targets, _ = rooms.batch(slice(None))
+    with torch.no_grad():
+        outputs = model(images)
+    for letter in "sd":
+        rows = errors.loc[letter].loc[list(rooms.ids)]
+        for column, measure in (("clean_error", TASKS[letter].error), ("clean_loss", TASKS[letter].loss)):
+            expected = measure(outputs[letter], targets[letter])
+            torch.testing.assert_close(torch.tensor(rows[column].to_numpy()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_adversarial_columns_are_those_of_the_attacked_images(trained):
+    model, rooms = trained
+    batch = rooms.batch(slice(None))
+    attacked = evaluation.attack_batch(model, batch, ATTACK, "float32", torch.Generator().manual_seed(ATTACK.seed))
+    assert (attacked - batch[0]).abs().max() <= ATTACK.eps_255 / 255
+    with torch.no_grad():
+        expected = TASKS["s"].loss(model(attacked)["s"], batch[1]["s"])
+    errors = evaluation.errors(model, rooms, ATTACK)
+    rows = errors[errors.task == "s"]
+    torch.testing.assert_close(torch.tensor(rows.adversarial_loss.to_numpy()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_attacks_in_bfloat16_are_as_strong(trained):
+    """Measured in float32: what the attack gains must not hang on its precision. README: within 1 % on real models."""
+    model, rooms = trained
+    gains = []
+    for precision in ("float32", "bfloat16"):
+        errors = evaluation.errors(model, rooms, ATTACK, precision=precision)
+        gains.append((errors.adversarial_loss - errors.clean_loss).groupby(errors.image_id).sum().mean())
+    assert gains[0] > 0
+    assert gains[1] == pytest.approx(gains[0], rel=0.05)

@@ -1,0 +1,46 @@
+import numpy as np
+import pandas as pd
+import torch
+
+from mtrlib import figures
+from mtrlib.tasks import TASKS
+
+
+def test_every_task_has_a_colour_and_a_marker_of_its_own():
+    assert set(figures.COLOURS) == set(figures.MARKERS) == set(TASKS)
+    assert len(set(figures.COLOURS.values())) == len(set(figures.MARKERS.values())) == 11
+
+
+def test_heat_maps_show_every_number_and_label_their_axes():
+    matrix = pd.DataFrame([[1.0, 2.0], [np.nan, 0.0]], index=list("sd"), columns=list("sd"))
+    figure = figures.heat_maps({"one": matrix, "two": matrix}, "vulnerability")
+    assert [axis.get_title() for axis in figure.axes] == ["one", "two"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1.00", "2.00", "0.00"]
+    assert figure.axes[0].get_ylabel() == "main task"
+
+
+def test_lines_have_a_panel_a_main_task_and_its_colours():
+    rows = [
+        {"main": m, "auxiliary": a, "attacked": "single", "setting": x, "value": x, "low": x - 1, "high": x + 1}
+        for m in "sd"
+        for a in "sd"
+        for x in (4.0, 8.0)
+    ]
+    figure = figures.lines(pd.DataFrame(rows), "eps (255ths)", "vulnerability", log=True)
+    assert [axis.get_title() for axis in figure.axes] == ["main task s", "main task d"]
+    for axis in figure.axes:
+        assert axis.get_xlabel() == "eps (255ths)"
+        assert {line.get_color() for line in axis.lines} == {figures.COLOURS["s"], figures.COLOURS["d"]}
+
+
+def test_pictures_of_targets_and_outputs():
+    size = (8, 8)
+    target = {"s": torch.zeros(size, dtype=torch.uint8), "d": torch.rand(1, *size), "n": torch.rand(3, *size)}
+    output = {"s": torch.randn(3, *size), "d": torch.randn(1, *size), "n": torch.randn(3, *size)}
+    rows = {"label": {"image": torch.rand(3, *size), **target}, "output": {"image": torch.rand(3, *size), **output}}
+    figure = figures.images(rows, ("floor", "wall", "box"))
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[:4] == ["image", "s: semantic segmentation", "d: z-depth", "n: surface normals"]
+    assert titles[4:] == [""] * 4
+    assert all(len(axis.images) == 1 for axis in figure.axes)
+    assert len(figure.legends) == 1
