@@ -87,8 +87,8 @@ def attack_cost(options, device, precision: str, tasks: str, attacked: str, peak
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         bare(), pgd()  # warm up
         times = [(clock(bare, device), clock(pgd, device)) for _ in range(options.repeats)]
+        flops = operations(model, images[:1], attacked) * options.batch * (2 * STEPS + 1)
     bare_seconds, seconds = (statistics.median(column) for column in zip(*times, strict=True))
-    flops = operations(model, images[:1], attacked) * options.batch * (2 * STEPS + 1)
     return {
         "what": f"PGD-{STEPS} on {attacked} of {tasks}",
         "precision": precision,

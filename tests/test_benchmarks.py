@@ -1,0 +1,30 @@
+"""The benchmark runs and counts what it says; how fast this machine is, no test asks."""
+
+import importlib.util
+from argparse import Namespace
+
+import pytest
+import torch
+
+from mtrlib import machine
+
+OPTIONS = Namespace(encoder="resnet18_small", size=16, batch=2, repeats=1)
+
+
+@pytest.fixture(scope="module")
+def attack_cost():
+    path = machine.root() / "benchmarks" / "attack_cost.py"
+    spec = importlib.util.spec_from_file_location("attack_cost", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_attack_cost_in_both_precisions(attack_cost, precision):
+    device = torch.device("cpu")
+    both, one = (attack_cost.attack_cost(OPTIONS, device, precision, "sd", tasks, 1.0) for tasks in ("sd", "s"))
+    assert both["ratio"] == pytest.approx(both["ms/image"] / both["bare ms/image"])
+    counted = [row["GFLOP/s"] * row["ms/image"] for row in (one, both)]
+    assert counted[0] < counted[1], "a decoder that is not attacked is not counted"
+    assert attack_cost.training_cost(OPTIONS, device, precision, "d", 1.0)["images/s"] > 0
