@@ -5,12 +5,15 @@ A verdict needs the whole interval on one side of what the claim says. Claims an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from mtrlib import metrics, published
 
 AGREES, DISAGREES, CANNOT_TELL = "agrees", "disagrees", "cannot tell at this size"
+_RATIO = ("ratio", "low", "high", "cells")
 RELIABLE = 0.95  # share of cells from which on "reliably" would hold
 
 
@@ -71,6 +74,51 @@ def never_helps(compared: pd.DataFrame, number: str) -> pd.DataFrame:
         answer = DISAGREES if lowers else AGREES if raises == len(cells) else CANNOT_TELL
         measured = f"{(cells.difference < 0).sum()} of {len(cells)} auxiliary tasks lower it"
         rows.append(_row(number, f"main {main}", measured, f"({lowers} surely, {raises} surely raise it)", answer))
+    return pd.DataFrame(rows)
+
+
+def some_helps(compared: pd.DataFrame, number: str, by: Sequence[str] = ("panel", "setting", "main")) -> pd.DataFrame:
+    """The claim that for every main task some auxiliary task lowers the vulnerability: one row a group of cells.
+
+    Choosing the best of several auxiliary tasks is paid for by intervals widened for their number (Bonferroni). The
+    claim holds where one lies below 0 and fails where all lie above.
+    """
+    rows = []
+    for group, cells in compared.groupby(list(by), sort=False):
+        ends = [metrics.interval(drawn, 1 - 0.05 / len(cells)) for drawn in cells.difference_replicates]
+        answer = AGREES if any(high < 0 for _, high in ends) else DISAGREES if all(low > 0 for low, _ in ends) else None
+        best = int(cells.difference.argmin())
+        change = cells.difference.iloc[best] / cells.single_task.iloc[best]
+        low, high = (end / cells.single_task.iloc[best] for end in ends[best])
+        measured = f"best auxiliary task {cells.auxiliary.iloc[best]}, {change:+.0%}"
+        where = ", ".join(map(str, group))
+        rows.append(_row(number, where, measured, f"[{low:+.0%}, {high:+.0%}]", answer or CANNOT_TELL))
+    return pd.DataFrame(rows)
+
+
+def stronger(ratios: pd.DataFrame, number: str, threshold: float) -> pd.DataFrame:
+    """The claim that attacks are much stronger than another: one row for each row of `tables.mean_ratio`, whose first
+    columns name the attack; "much" is a ratio of at least `threshold`."""
+    rows = []
+    for row in ratios.to_dict("records"):
+        where = ", ".join(str(value) for key, value in row.items() if key not in _RATIO)
+        measured = f"{row['ratio']:.2f} times in the mean of {row['cells']} cells"
+        answer = verdict(row["low"], row["high"], threshold, "above")
+        rows.append(_row(number, where, measured, f"[{row['low']:.2f}, {row['high']:.2f}]", answer))
+    return pd.DataFrame(rows)
+
+
+def equivalent(ratios: pd.DataFrame, number: str, margin: float) -> pd.DataFrame:
+    """The claim that two vulnerabilities are the same: it holds where the whole interval of their ratio lies within
+    1 / (1 + margin) and 1 + margin, and fails where it lies outside. One row for each row of `tables.mean_ratio`."""
+    rows = []
+    inner, outer = 1 / (1 + margin), 1 + margin
+    for row in ratios.to_dict("records"):
+        where = ", ".join(str(value) for key, value in row.items() if key not in _RATIO)
+        low, high = row["low"], row["high"]
+        answer = AGREES if inner < low and high < outer else DISAGREES if high < inner or low > outer else CANNOT_TELL
+        measured = f"{row['ratio']:.2f} times in the mean of {row['cells']} cells"
+        rows.append(_row(number, where, measured, f"[{low:.2f}, {high:.2f}]", answer))
     return pd.DataFrame(rows)
 
 

@@ -15,8 +15,6 @@ from mtrlib.models import MultiTaskModel
 from mtrlib.specs import AttackSpec
 from mtrlib.tasks import TASKS
 
-ATTACKS: dict[str, Callable] = {"pgd": attacks.pgd}
-
 
 def attack_batch(
     model: MultiTaskModel, batch: tuple, attack: AttackSpec, precision: str, generator: torch.Generator
@@ -33,8 +31,8 @@ def attack_batch(
     images, targets, masks = batch
     model = in_precision(model, precision)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        return ATTACKS[attack.name](
-            attacks.task_losses(model, targets, masks, attack.tasks),
+        return attacks.NAMED[attack.name](
+            task_losses(model, targets, masks, attack),
             images,
             eps=attack.eps_255 / 255,
             step_size=attack.step_size_255 / 255,
@@ -43,6 +41,12 @@ def attack_batch(
             restarts=attack.restarts,
             generator=generator,
         )
+
+
+def task_losses(model: MultiTaskModel, targets: dict, masks: dict, attack: AttackSpec) -> attacks.Losses:
+    """The losses that an attack maximises."""
+    dense = attack.name if attack.name in attacks.DENSE else "cross_entropy"
+    return attacks.task_losses(model, targets, masks, attack.tasks, dense=dense, steps=max(attack.steps, 1))
 
 
 def in_precision(model: MultiTaskModel, precision: str) -> MultiTaskModel:
@@ -66,8 +70,11 @@ def errors(
     device: torch.device | str = "cpu",
     batch_size: int = 64,
     advance: Callable[[int], object] = lambda images: None,
+    source: MultiTaskModel | None = None,
 ) -> pd.DataFrame:
     """Attack every image of `data` and measure each trained task, without and under attack.
+
+    With a `source` the images are made to attack that model and then shown to `model`: a transfer attack.
 
     The attack computes in `precision`; errors and losses, clean and adversarial, are always measured in float32, and
     the clean ones on the images as they are.
@@ -76,13 +83,15 @@ def errors(
     -------
     One row an image and trained task: task, image_id, clean_error, adversarial_error, clean_loss, adversarial_loss.
     """
-    model.eval()
+    for network in (model, source):
+        if network is not None:
+            network.eval()
     frames = []
     for start in range(0, len(data), batch_size):
         batch = data.batch(slice(start, start + batch_size), device)
         ids = data.ids[start : start + batch_size]
         generator = torch.Generator().manual_seed(attack.seed)  # anew: an image's start is the same in every batch
-        adversarial = attack_batch(model, batch, attack, precision, generator)
+        adversarial = attack_batch(model if source is None else source, batch, attack, precision, generator)
         clean, attacked = (_measure(model, images, *batch[1:]) for images in (batch[0], adversarial))
         for letter in model.tasks:
             columns = {"task": letter, "image_id": ids}

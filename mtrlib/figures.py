@@ -98,6 +98,62 @@ def lines(table: pd.DataFrame, xlabel: str, ylabel: str, *, log: bool = False) -
     return _closed(figure)
 
 
+def ratios(table: pd.DataFrame, label: str, xlabel: str) -> Figure:
+    """Ratios with their 95 % intervals, a line each, single (filled) and joint attacks (open) side by side.
+
+    Parameters
+    ----------
+    table : as `tables.mean_ratio` gives it, grouped by `label` and "attacked".
+    label : the column that names the lines.
+    xlabel : what over what.
+    """
+    names = list(dict.fromkeys(table[label]))
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(7.2, 0.42 * len(names) + 1.6), layout="constrained")
+        axis.axvline(1, color="0.6", linewidth=1)
+        for offset, (attacked, fill) in enumerate((("single", "black"), ("joint", "white"))):
+            rows = table[table.attacked == attacked]
+            place = [names.index(name) + 0.24 * (offset - 0.5) for name in rows[label]]
+            ends = [np.maximum(rows.ratio - rows.low, 0), np.maximum(rows.high - rows.ratio, 0)]
+            style = {"fmt": "o", "color": "black", "markerfacecolor": fill, "capsize": 2}
+            axis.errorbar(rows.ratio, place, xerr=ends, label=attacked, **style)
+        axis.set_yticks(range(len(names)), names)
+        axis.invert_yaxis()
+        axis.set(xscale="log", xlabel=xlabel)
+        low, high = axis.get_xlim()
+        fine, coarse = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.5), (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
+        ticks = [tick for tick in (fine if high / low < 3 else coarse) if low <= tick <= high]
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.legend(title="attack", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _closed(figure)
+
+
+def climb(curves: pd.DataFrame) -> Figure:
+    """How attacks climb, a panel a model: the best joint loss so far by step, a line an attack. Lines have styles and
+    shades of grey, since colours mean tasks.
+
+    Parameters
+    ----------
+    curves : as `masking.curves` gives it.
+    """
+    groups = list(curves.groupby(["weights", "tasks"], sort=False))
+    styles = ["-", "--", "-.", ":", (0, (1, 3)), (0, (5, 4)), (0, (7, 2, 1, 2, 1, 2))]
+    with plt.rc_context(_STYLE):
+        size = (4.2 * len(groups) + 1.8, 3.8)
+        figure, axes = plt.subplots(1, len(groups), figsize=size, layout="constrained", squeeze=False)
+        for axis, ((weights, tasks), rows) in zip(axes[0], groups, strict=True):
+            for number, (attack, line) in enumerate(rows.groupby("attack", sort=False)):
+                shade = str(0.55 * (number % 3) / 2)
+                style = {"color": shade, "linestyle": styles[number % len(styles)], "linewidth": 2}
+                axis.plot(line.step, line.best, label=attack, marker="osD^vP*"[number % 7], markevery=0.2, **style)
+            axis.set(title=f"{tasks}, {weights} weights", xlabel="attack steps")
+        axes[0][0].set_ylabel("joint loss, best so far\n(mean over images)")
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", frameon=False, title="attack")
+    return _closed(figure)
+
+
 def images(rows: dict[str, dict[str, torch.Tensor]], classes: tuple[str, ...]) -> Figure:
     """A grid of pictures: a row each entry, a column each of its pictures.
 

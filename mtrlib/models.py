@@ -57,8 +57,12 @@ class MultiTaskModel(nn.Module):
         tasks = self.tasks if tasks is None else tasks
         if set(tasks) - set(self.tasks):
             raise ValueError(f"Parameter tasks should be letters out of {self.tasks!r}. Found tasks = {tasks!r}.")
-        latent = self.encoder((images - self.mean) / self.deviation)
+        latent = self.encode(images)
         return {letter: self.decoders[letter](latent) for letter in tasks}
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) images in [0, 1] -> (B, C, H / stride, W / stride): what all decoders share."""
+        return self.encoder((images - self.mean) / self.deviation)
 
 
 def build(encoder: str, tasks: str, *, classes: int | None = None, seed: int | None = None) -> MultiTaskModel:

@@ -12,10 +12,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mtrlib import machine
+from mtrlib import attacks, machine
 from mtrlib.data import NAMES
 from mtrlib.models import ENCODERS
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec, Optimizer, Tasks
+from mtrlib.tasks import canonical
+from mtrlib.weights import FIXED, WEIGHTS, task_weights
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -72,7 +74,7 @@ class Parameters(BaseModel):
         """The folder of the data set's files."""
         return machine.root() / self.root if self.root else None
 
-    def model(self, tasks: str, seed: int = 0) -> ModelSpec:
+    def model(self, tasks: str, seed: int = 0, weights: str = "uniform") -> ModelSpec:
         """The specification of a model of `tasks`, trained as these parameters say."""
         names = "encoder optimizer epochs batch_size learning_rate momentum weight_decay schedule".split()
         return ModelSpec(
@@ -80,6 +82,7 @@ class Parameters(BaseModel):
             tasks=tasks,
             images=self.train_images or None,
             seed=seed,
+            weights=weights,
             precision=machine.precision() if self.precision == "auto" else self.precision,
             **{name: getattr(self, name) for name in names},
         )
@@ -97,30 +100,78 @@ class Tour(Parameters):
     shown: int = Field(ge=1, le=8)
 
 
-class RQ1(Parameters):
-    """Parameters of the notebook `rq1_auxiliary_tasks`."""
+class Study(Parameters):
+    """Parameters that the notebooks of the research questions share: seeds of the models, and the sizes of tables and
+    of their bootstrap. Panels beside the main table use the first `panel_images` of the test images."""
 
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_different)]
     restarts: Count
     panel_images: Count
-    eps_panel: Annotated[list[Positive], Field(min_length=1), AfterValidator(_different)]
-    steps_panel: Annotated[list[Count], Field(min_length=1), AfterValidator(_different)]
     replicates: int = Field(ge=1000)
 
     @model_validator(mode="after")
-    def _sizes(self) -> RQ1:
+    def _sizes(self) -> Study:
         if len(self.tasks) < 2:
             raise ValueError("tasks should name at least two tasks, a main and an auxiliary one")
-        if len(self.steps_panel) < 2:
-            raise ValueError("steps_panel should have at least two numbers of steps to compare")
-        if max(self.eps_panel) <= 4 or len(self.eps_panel) < 2:
-            raise ValueError("eps_panel should have at least two budgets, one of them above 4")
         if self.panel_images > self.test_images:
             raise ValueError(f"panel_images should be at most test_images = {self.test_images}")
         return self
 
     def attack(self, tasks: str, **changes: Any) -> AttackSpec:
         return super().attack(tasks, **{"restarts": self.restarts, **changes})
+
+
+class RQ1(Study):
+    """Parameters of the notebook `rq1_auxiliary_tasks`."""
+
+    eps_panel: Annotated[list[Positive], Field(min_length=1), AfterValidator(_different)]
+    steps_panel: Annotated[list[Count], Field(min_length=1), AfterValidator(_different)]
+
+    @model_validator(mode="after")
+    def _panels(self) -> RQ1:
+        if len(self.steps_panel) < 2:
+            raise ValueError("steps_panel should have at least two numbers of steps to compare")
+        if max(self.eps_panel) <= 4 or len(self.eps_panel) < 2:
+            raise ValueError("eps_panel should have at least two budgets, one of them above 4")
+        return self
+
+
+class RQ3(Study):
+    """Parameters of the notebook `rq3_task_weights`.
+
+    attacks : of `attacks.NAMED`, those that are compared on every model; PGD, Auto-PGD and WGD among them.
+    balancers : weights beside the uniform and the published ones, of `weights.WEIGHTS`.
+    masked_pairs : pairs, main task first, whose models are searched for masked gradients.
+    many_steps, square_queries : of the strongest PGD and of Square in that search.
+    """
+
+    attacks: Annotated[list[Literal[tuple(attacks.NAMED)]], AfterValidator(_different)]
+    balancers: Annotated[list[Literal[tuple(w for w in WEIGHTS if w not in FIXED)]], AfterValidator(_different)]
+    masked_pairs: Annotated[list[Tasks], Field(min_length=1), AfterValidator(_different)]
+    many_steps: Count
+    square_queries: Count
+
+    @model_validator(mode="after")
+    def _pairs(self) -> RQ3:
+        if not {"pgd", "apgd", "wgd"} <= set(self.attacks):
+            raise ValueError(f"attacks should have pgd, apgd and wgd among them, found {self.attacks}")
+        for pair in self.masked_pairs:
+            if len(pair) != 2 or set(pair) - set(self.tasks):
+                raise ValueError(f"masked_pairs should be pairs of letters out of {self.tasks!r}, found {pair!r}")
+        if len({canonical(pair) for pair in self.masked_pairs}) < len(self.masked_pairs):
+            raise ValueError(f"masked_pairs should name each pair in one order only, found {self.masked_pairs}")
+        if self.many_steps <= self.steps:
+            raise ValueError(f"many_steps should be more than steps = {self.steps}, found {self.many_steps}")
+        for main in self.tasks:
+            for auxiliary in self.tasks:
+                if main != auxiliary:
+                    task_weights("published", main + auxiliary)
+        return self
+
+    def pair(self, tasks: str, seed: int, weights: str) -> ModelSpec:
+        """The model of a pair, its main task first. Only published weights tell main from auxiliary task: in all others
+        both orders are one model, named in the paper's order."""
+        return self.model(tasks if weights == "published" else canonical(tasks), seed, weights)
 
 
 def check(namespace: dict[str, Any], kind: type[Parameters]) -> Any:

@@ -12,14 +12,15 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from mtrlib import attacks
 from mtrlib.data import NAMES, letters
 from mtrlib.models import ENCODERS, STRIDES
 from mtrlib.tasks import parse
-from mtrlib.weights import WEIGHTS
+from mtrlib.weights import WEIGHTS, task_weights
 
 # Part of every key. To be raised whenever a change to data, models, training or attacks changes what a specification
 # gives, so that a store from before the change is not taken for one from after it.
-VERSION = 1
+VERSION = 2
 
 Tasks = Annotated[str, AfterValidator(parse)]
 Norm = Literal["linf", "l2"]
@@ -75,8 +76,8 @@ class ModelSpec(Spec):
     seed: int = Field(0, ge=0)
     optimizer: Optimizer = "adamw"
     epochs: int = Field(20, ge=1)
-    batch_size: int = Field(16, ge=2)
-    learning_rate: float = Field(0.003, gt=0)
+    batch_size: int = Field(8, ge=2)
+    learning_rate: float = Field(0.005, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.02, ge=0)
     schedule: Literal["cosine", "step"] = "cosine"
@@ -92,6 +93,8 @@ class ModelSpec(Spec):
                 f"size should be a multiple of {stride} from {2 * stride} on for {self.encoder}. "
                 f"Found {self.data.size}."
             )
+        if self.weights == "published":
+            task_weights(self.weights, self.tasks)  # refuses tasks without published weights
         return self
 
     @property
@@ -105,17 +108,18 @@ class AttackSpec(Spec):
 
     Attributes
     ----------
-    name : of the function in `attacks`.
+    name : one of `attacks.NAMED`.
     tasks : letters of the attacked tasks: the adversary maximises the sum of their losses.
     norm : "linf" or "l2".
     eps_255, step_size_255 : budget and step in 255ths of the image range. An l2 budget is the length of the whole
         perturbation of one image.
-    steps, restarts : of the attack.
+    steps, restarts : of the attack; the steps of "square" are its queries. "fgsm", "apgd" and "square" have no use for
+        step_size_255.
     seed : of the random start.
     images : how many test images, the first ones.
     """
 
-    name: Literal["pgd"] = "pgd"
+    name: Literal[tuple(attacks.NAMED)] = "pgd"
     tasks: Tasks
     norm: Norm = "linf"
     eps_255: float = Field(8.0, ge=0)
@@ -127,14 +131,19 @@ class AttackSpec(Spec):
 
 
 class Evaluation(Spec):
-    """One attack on one model, after `epoch` of its training."""
+    """One attack on one model, after `epoch` of its training; with a `source`, made on that trained model."""
 
     model: ModelSpec
     attack: AttackSpec
     epoch: int
+    source: ModelSpec | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Evaluation:
+        if self.source is not None and (
+            set(self.attack.tasks) - set(self.source.tasks) or self.source.data != self.model.data
+        ):
+            raise ValueError(f"the source should have the attacked tasks, {self.attack.tasks!r}, and the same data")
         if set(self.attack.tasks) - set(self.model.tasks):
             raise ValueError(
                 f"attacked tasks should be out of the model's, {self.model.tasks!r}. Found {self.attack.tasks!r}."

@@ -41,15 +41,17 @@ class Store:
         self.path = machine.root() / path
         self.device = torch.device(device) if device is not None else machine.device()
         self._load_data = lru_cache(maxsize=2)(self._load_data)
-        self._load_model = lru_cache(maxsize=2)(self._load_model)
+        self._load_model = lru_cache(maxsize=3)(self._load_model)
 
     def has_model(self, spec: ModelSpec) -> bool:
         """Whether the model is trained."""
         return (self._folder(spec) / "record.json").exists()
 
-    def has_errors(self, spec: ModelSpec, attack: AttackSpec, epoch: int | None = None) -> bool:
+    def has_errors(
+        self, spec: ModelSpec, attack: AttackSpec, epoch: int | None = None, source: ModelSpec | None = None
+    ) -> bool:
         """Whether the attack was run."""
-        return self._errors_file(_evaluation(spec, attack, epoch)).exists()
+        return self._errors_file(_evaluation(spec, attack, epoch, source)).exists()
 
     def model(self, spec: ModelSpec, epoch: int | None = None, description: str = "") -> MultiTaskModel:
         """The trained model, in evaluation mode, frozen, on the device of the store; trained now where it is missing.
@@ -67,6 +69,10 @@ class Store:
             self._train(spec, description)
         return self._load_model(spec, epoch)
 
+    def data(self, spec: ModelSpec, split: str, limit: int | None = None) -> Dataset:
+        """The data of a model, "train" or "test", the first `limit` images."""
+        return self._load_data(spec.data, spec.tasks, split, limit)
+
     def record(self, spec: ModelSpec) -> dict:
         """What is known of a trained model: its specification, history by epoch, seconds, and what wrote it."""
         return json.loads((self._folder(spec) / "record.json").read_text())
@@ -77,21 +83,24 @@ class Store:
         attack: AttackSpec,
         epoch: int | None = None,
         advance: Callable[[int], object] = lambda images: None,
+        source: ModelSpec | None = None,
     ) -> pd.DataFrame:
         """The errors of each image without and under the attack; attacked now where they are missing.
 
-        `advance` is told the number of images of each batch that is attacked.
+        `advance` is told the number of images of each batch that is attacked. With a `source` the attack is made on
+        that model, after its training, and shown to this one.
 
         Returns
         -------
         One row an image and trained task, with the columns of the errors table: model_id, trained_tasks, main,
-        encoder, weights, seed, epoch, attack, norm, eps_255, steps, attacked_tasks, task, image_id, clean_error,
-        adversarial_error, clean_loss, adversarial_loss.
+        encoder, weights, seed, epoch, attack ("pgd on <model id>" with a source), norm, eps_255, steps, attacked_tasks,
+        task, image_id, clean_error, adversarial_error, clean_loss, adversarial_loss.
         """
-        wanted = _evaluation(spec, attack, epoch)
+        wanted = _evaluation(spec, attack, epoch, source)
         path = self._errors_file(wanted)
         if not path.exists():
             model = self.model(spec, wanted.epoch)
+            other = None if source is None else self.model(source)
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):
                 if not path.exists():
@@ -103,6 +112,7 @@ class Store:
                         device=self.device,
                         batch_size=64 if self.device.type == "cpu" else 256,
                         advance=advance,
+                        source=other,
                     )
                     _write_parquet(path, measured, {"spec": wanted.model_dump(mode="json"), **_written_by(self.device)})
         measured = pd.read_parquet(path)
@@ -112,7 +122,7 @@ class Store:
             "main": spec.tasks[0],
             **{name: getattr(spec, name) for name in ("encoder", "weights", "seed")},
             "epoch": wanted.epoch,
-            "attack": attack.name,
+            "attack": attack.name if source is None else f"{attack.name} on {source.key}",
             **{name: getattr(attack, name) for name in ("norm", "eps_255", "steps")},
             "attacked_tasks": attack.tasks,
         }
@@ -157,8 +167,8 @@ class Store:
         return self.path / "errors" / f"{wanted.key}.parquet"
 
 
-def _evaluation(spec: ModelSpec, attack: AttackSpec, epoch: int | None) -> Evaluation:
-    return Evaluation(model=spec, attack=attack, epoch=spec.epochs if epoch is None else epoch)
+def _evaluation(spec: ModelSpec, attack: AttackSpec, epoch: int | None, source: ModelSpec | None) -> Evaluation:
+    return Evaluation(model=spec, attack=attack, epoch=spec.epochs if epoch is None else epoch, source=source)
 
 
 def _written_by(device: torch.device) -> dict:

@@ -14,7 +14,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from mtrlib.parameters import RQ1
+from mtrlib.parameters import RQ1, RQ3
 from mtrlib.progress import bar
 from mtrlib.specs import AttackSpec, Evaluation, ModelSpec
 from mtrlib.store import Store
@@ -80,6 +80,65 @@ def rq1(p: RQ1) -> list[Cell]:
     return found
 
 
+# With one attacked task the weights that these give it change nothing: they are the attack on the right.
+ALONE = {"wgd": "pgd", "wgd_inverse": "pgd", "dgba": "pgd", "wgd_apgd": "apgd"}
+
+
+def rq3(p: RQ3) -> list[Cell]:
+    """Everything that RQ3 needs.
+
+    Panels: for each way to weight the tasks, under its name, the table main x auxiliary with the attack as setting;
+    "dense", attacks for dense classes on s alone; "masking <weights>", what the search for masked gradients compares.
+    The single-task models stand in the table of every weighting.
+    """
+    tasks = canonical(p.tasks)
+
+    def cell(panel, setting, model, main, attacked, attack, images, source=None) -> Cell:
+        auxiliary = model.tasks.replace(main, "") or main
+        kind = "single" if len(attacked) == 1 else "joint"
+        evaluation = Evaluation(model=model, attack=attack, epoch=model.epochs, source=source)
+        return Cell(panel, setting, main, auxiliary, kind, images, evaluation)
+
+    found = []
+    for seed in p.seeds:
+        alone = {main: p.model(main, seed) for main in tasks}
+        for weights in ("uniform", "published", *p.balancers):
+            for name in p.attacks:
+                for main in tasks:
+                    of_one = p.attack(main, name=ALONE.get(name, name))
+                    found.append(cell(weights, name, alone[main], main, main, of_one, p.test_images))
+                    for auxiliary in tasks.replace(main, ""):
+                        model = p.pair(main + auxiliary, seed, weights)
+                        found.append(cell(weights, name, model, main, main, of_one, p.test_images))
+                        of_both = p.attack(model.tasks, name=name)
+                        found.append(cell(weights, name, model, main, model.tasks, of_both, p.test_images))
+        if "s" in tasks:
+            for name in ("pgd", "apgd", "segpgd", "cospgd"):
+                for pair in ("s", *(canonical("s" + auxiliary) for auxiliary in tasks.replace("s", ""))):
+                    of_s = p.attack("s", name=name)
+                    found.append(cell("dense", name, p.model(pair, seed), "s", "s", of_s, p.test_images))
+    for pair in p.masked_pairs:
+        for weights in ("uniform", "published"):
+            model = p.pair(pair, p.seeds[0], weights)
+            letters = model.tasks
+            source = p.pair(pair, max(p.seeds) + 1, "uniform")
+            few = {"images": p.panel_images}
+            compared = {
+                "pgd": p.attack(letters),
+                "many steps": p.attack(letters, steps=p.many_steps, **few),
+                "one step": p.attack(letters, name="fgsm", **few),
+                "apgd": p.attack(letters, name="apgd"),
+                "square": p.attack(letters, name="square", steps=p.square_queries, **few),
+            }
+            for eps in (32.0, 128.0, 255.0):
+                compared[f"eps {eps:g}"] = p.attack(letters, eps_255=eps, step_size_255=eps / 4, **few)
+            for setting, attack in compared.items():
+                panel = f"masking {weights}"
+                found.append(cell(panel, setting, model, pair[0], letters, attack, p.panel_images))
+            found.append(cell(panel, "transfer", model, pair[0], letters, compared["pgd"], p.panel_images, source))
+    return found
+
+
 def matched_l2_eps_255(eps_255: float, size: int) -> float:
     """The length, in 255ths, of the largest perturbation in the linf ball of eps_255: eps * sqrt(3 H W)."""
     return eps_255 * math.sqrt(3 * size * size)
@@ -87,7 +146,8 @@ def matched_l2_eps_255(eps_255: float, size: int) -> float:
 
 def models(cells: Iterable[Cell]) -> list[ModelSpec]:
     """The different models of a study, in the order of their first use."""
-    return list(dict.fromkeys(cell.evaluation.model for cell in cells))
+    used = ((cell.evaluation.model, cell.evaluation.source) for cell in cells)
+    return list(dict.fromkeys(model for pair in used for model in pair if model is not None))
 
 
 def evaluations(cells: Iterable[Cell]) -> list[Evaluation]:
@@ -112,7 +172,7 @@ def plan(store: Store, cells: list[Cell]) -> pd.DataFrame:
                 "images": spec.images,
                 "attacks": len(wanted),
                 "trained already": store.has_model(spec),
-                "attacked already": sum(store.has_errors(e.model, e.attack, e.epoch) for e in wanted),
+                "attacked already": sum(store.has_errors(e.model, e.attack, e.epoch, e.source) for e in wanted),
             }
         )
     return pd.DataFrame(rows)
@@ -137,17 +197,18 @@ def run(store: Store, cells: list[Cell]) -> pd.DataFrame:
 
     Returns
     -------
-    The columns of `Store.errors`, for the rows of the cell's main task and images, and panel, setting, auxiliary and
-    attacked ("single" or "joint"); `main` is the main task of the cell.
+    The columns of `Store.errors`, for the rows of the cell's main task and images, and panel, setting, auxiliary,
+    attacked ("single" or "joint"), clean_attacked_loss and adversarial_attacked_loss (summed over the attacked tasks);
+    `main` is the main task of the cell.
     """
     wanted = evaluations(cells)
-    missing = [e for e in wanted if not store.has_errors(e.model, e.attack, e.epoch)]
+    missing = [e for e in wanted if not store.has_errors(e.model, e.attack, e.epoch, e.source)]
     if missing:
         with bar(sum(e.attack.images * e.attack.steps for e in missing), "attacks", "image-step") as progress:
             for e in missing:
                 advance = partial(_advance, progress, e.attack.steps)
-                store.errors(e.model, e.attack, e.epoch, advance)
-    tables = {e: store.errors(e.model, e.attack, e.epoch) for e in wanted}
+                store.errors(e.model, e.attack, e.epoch, advance, e.source)
+    tables = {e: _with_attacked_losses(store.errors(e.model, e.attack, e.epoch, source=e.source), e) for e in wanted}
     frames = []
     for cell in cells:
         rows = tables[cell.evaluation]
@@ -166,6 +227,14 @@ def run(store: Store, cells: list[Cell]) -> pd.DataFrame:
 
 def _advance(progress, steps: int, images: int) -> None:
     progress.update(steps * images)
+
+
+def _with_attacked_losses(rows: pd.DataFrame, e: Evaluation) -> pd.DataFrame:
+    """The losses that the attack raised, the sum over its tasks, beside the rows of each image."""
+    attacked = rows[rows.task.isin(list(e.attack.tasks))].groupby("image_id")
+    for kind in ("clean", "adversarial"):
+        rows[f"{kind}_attacked_loss"] = rows.image_id.map(attacked[f"{kind}_loss"].sum())
+    return rows
 
 
 def _pairs(p: RQ1, seed: int) -> Iterator[tuple[ModelSpec, str, str]]:

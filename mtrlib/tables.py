@@ -87,6 +87,90 @@ def against_single_task(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def worst_case(errors: pd.DataFrame, name: str = "worst case") -> pd.DataFrame:
+    """The errors with one setting more: of all settings of a cell, for each image, the one whose attack raised the loss
+    of the attacked tasks most. It is what `attacks.ensemble` gives, from attacks that have been run already.
+
+    Parameters
+    ----------
+    errors : as `studies.run` gives it, of panels whose settings are attacks.
+    name : of the new setting.
+    """
+    errors = errors.reset_index(drop=True)
+    cell = ["panel", "attacked", "main", "auxiliary", "seed", "image_id"]
+    worst = errors.loc[errors.groupby(cell, sort=False).adversarial_attacked_loss.idxmax()]
+    return pd.concat([errors, worst.assign(setting=name)], ignore_index=True)
+
+
+def against(table: pd.DataFrame, column: str, baseline: str | float, cells: Sequence[str] = CELL) -> pd.DataFrame:
+    """Each cell beside the cell that differs from it in one column only.
+
+    Parameters
+    ----------
+    table : as `vulnerabilities` gives it.
+    column : the column that differs, such as "panel" where panels are ways to weight the tasks.
+    baseline : its value in the cell to compare with.
+    cells : the columns that make a cell.
+
+    Returns
+    -------
+    The rows with another value and a baseline, with baseline (its value), difference (value minus baseline),
+    difference_low, difference_high (95 %, paired over images), difference_replicates and baseline_replicates.
+    """
+    keys = [key for key in cells if key != column]
+    base = table[table[column] == baseline].set_index(keys)
+    rows = []
+    for row in table[table[column] != baseline].to_dict("records"):
+        key = tuple(row[k] for k in keys)
+        if key in base.index:
+            other = base.loc[key]
+            difference = row["replicates"] - other.replicates
+            low, high = metrics.interval(difference)
+            rows.append(
+                {
+                    **row,
+                    "baseline": other.value,
+                    "difference": row["value"] - other.value,
+                    "difference_low": float(low),
+                    "difference_high": float(high),
+                    "difference_replicates": difference,
+                    "baseline_replicates": other.replicates,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def mean_ratio(compared: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """How many times the baseline the vulnerabilities of a group of cells are: the geometric mean over its cells.
+
+    The 95 % interval resamples images (and seeds) and cells. A cell in which a vulnerability is not above 0 has no
+    ratio and is left out of that replicate.
+
+    Parameters
+    ----------
+    compared : as `against` gives it.
+    by : the columns that make a group.
+
+    Returns
+    -------
+    The columns of `by`, ratio, low, high, cells.
+    """
+    rows = []
+    for group, cells in compared.groupby(list(by), sort=False):
+        value = _log_ratio(cells.value.to_numpy(float), cells.baseline.to_numpy(float))
+        drawn = _log_ratio(np.stack(cells.replicates.to_list()), np.stack(cells.baseline_replicates.to_list()))
+        number, size = drawn.shape
+        counts = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), size=size).T
+        present = np.isfinite(drawn) * counts
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = (np.nan_to_num(drawn) * counts).sum(axis=0) / present.sum(axis=0)
+        low, high = metrics.interval(means)
+        named = dict(zip(by, group, strict=True))
+        ends = {"low": float(np.exp(low)), "high": float(np.exp(high))}
+        rows.append({**named, "ratio": float(np.exp(np.nanmean(value))), **ends, "cells": number})
+    return pd.DataFrame(rows)
+
+
 def share_less_vulnerable(compared: pd.DataFrame, by: Sequence[str] = ("panel", "setting", "attacked")) -> pd.DataFrame:
     """Share of the two-task cells that are less vulnerable than their single-task model.
 
@@ -167,6 +251,11 @@ def write(folder: Path, name: str, **frames: pd.DataFrame) -> pd.DataFrame:
         os.replace(temporary, path)
         rows.append({"file": path.name, "rows": len(frame)})
     return pd.DataFrame(rows)
+
+
+def _log_ratio(value: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+    positive = (value > 0) & (baseline > 0)
+    return np.log(np.where(positive, value, np.nan) / np.where(positive, baseline, np.nan))
 
 
 def _by_seed(group: pd.DataFrame, column: str) -> np.ndarray:

@@ -36,7 +36,7 @@ class Task:
     unit: str = "squared error"
     lower_is_better: bool = True
 
-    def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
         """Training and attack loss of each image: cross-entropy (classes) or L1 (regression).
 
         Parameters
@@ -44,6 +44,7 @@ class Task:
         output : (B, C, H, W), logits or values.
         target : (B, H, W) class indices, or (B, C, H, W) values in the range of the output.
         mask : (B, H, W) bool, true where the label is valid; None where all are.
+        weight : (B, H, W), each pixel's loss is multiplied with it; None for 1.
 
         Returns
         -------
@@ -53,6 +54,7 @@ class Task:
             pixels = F.cross_entropy(output.float(), target.long(), reduction="none")
         else:
             pixels = (output.float() - target).abs().mean(dim=1)
+        pixels = pixels if weight is None else pixels * weight
         return _mean_over_valid(pixels, mask, empty=0.0)
 
     def error(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Fit one multi-task model: the weighted sum of the task losses, AdamW or SGD, exact resume.
+"""Fit one multi-task model: the weighted sum of the task losses or balanced gradients, AdamW or SGD, exact resume.
 
 The state is saved after every epoch (or, for short epochs, every few seconds). The order of the images comes from the
 seed and the epoch alone, so a training that was killed and started again ends with the same bytes.
@@ -18,12 +18,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mtrlib import machine, models
+from mtrlib import machine, models, weights
 from mtrlib.data import Dataset
 from mtrlib.progress import bar
 from mtrlib.specs import ModelSpec
 from mtrlib.tasks import TASKS
-from mtrlib.weights import task_weights
 
 SAVE_EVERY = 5.0  # seconds between two saved states
 
@@ -53,20 +52,22 @@ def fit(
     parameters = dict(model.named_parameters())
     optimizer = optimizer_of(spec, parameters)
     folder.mkdir(parents=True, exist_ok=True)
-    history = _resume(folder / "resume.safetensors", model, parameters, optimizer)
+    balance = weights.balancer(spec.weights, spec.tasks)
+    history = _resume(folder / "resume.safetensors", model, parameters, optimizer, balance)
     saved = time.monotonic()
     total, done = spec.epochs * len(data), len(history) * len(data)
     with bar(total, description or spec.tasks, "image", done) as progress, machine.exact():
         for epoch in range(len(history) + 1, spec.epochs + 1):
             started = time.monotonic()
-            losses = torch.stack(list(epoch_losses(spec, model, optimizer, data, device, epoch, progress.update)))
+            steps = epoch_losses(spec, model, optimizer, data, device, epoch, progress.update, balance)
+            losses = torch.stack(list(steps))
             history.append({"epoch": epoch, "seconds": 0.0, **_means(losses, spec, epoch)})
             history[-1]["seconds"] = round(time.monotonic() - started, 3)
             progress.set_postfix_str(f"loss {sum(history[-1][task] for task in spec.tasks):.3f}", refresh=False)
             if epoch in spec.checkpoints:
                 save(checkpoint(folder, epoch), model.state_dict())
             if epoch in spec.checkpoints or time.monotonic() - saved > SAVE_EVERY:
-                _save_resume(folder / "resume.safetensors", model, parameters, optimizer, history)
+                _save_resume(folder / "resume.safetensors", model, parameters, optimizer, balance, history)
                 saved = time.monotonic()
     return history
 
@@ -92,13 +93,16 @@ def epoch_losses(
     device: torch.device | str,
     epoch: int,
     advance: Callable[[int], object] = lambda images: None,
+    balance: weights.GradNorm | weights.Aggregated | None = None,
 ) -> Iterator[Tensor]:
     """Train one epoch (counted from 1).
 
-    Yields the task losses of each step, (T,), on the device: no step waits for the host. `advance` is told the number
-    of images of each step.
+    Yields the task losses of each step, (T,), on the device: no step waits for the host, but for aggregators that
+    compute there. `advance` is told the number of images of each step; `balance` weighs the gradients where the
+    weights are not fixed.
     """
-    weights = torch.tensor(task_weights(spec.weights, spec.tasks), device=device)
+    if balance is None:
+        fixed = torch.tensor(weights.task_weights(spec.weights, spec.tasks), device=device)
     generator = torch.Generator().manual_seed(spec.seed * 1_000_003 + epoch)
     order = torch.randperm(len(data), generator=generator).to(data.images.device)
     steps = math.ceil(len(data) / spec.batch_size)
@@ -108,14 +112,21 @@ def epoch_losses(
             group["lr"] = learning_rate(spec, (epoch - 1 + step / steps) / spec.epochs)
         index = order[step * spec.batch_size : (step + 1) * spec.batch_size]
         images, targets, masks = data.batch(index, device)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
-            outputs = model(images)
-        losses = torch.stack([TASKS[t].loss(outputs[t], targets[t], masks[t]).mean() for t in spec.tasks])
         optimizer.zero_grad()
-        (weights * losses).sum().backward()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
+            latent = model.encode(images)
+            cut = latent if balance is None else latent.detach().requires_grad_()
+            outputs = {letter: decoder(cut) for letter, decoder in model.decoders.items()}
+        losses = [TASKS[t].loss(outputs[t], targets[t], masks[t]).mean() for t in spec.tasks]
+        if balance is None:
+            (fixed * torch.stack(losses)).sum().backward()
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed((spec.seed * 1_000_003 + epoch) * 1_000_003 + step)
+                weights.step(balance, model, latent, losses, cut)
         optimizer.step()
         advance(len(index))
-        yield losses.detach()
+        yield torch.stack(losses).detach()
 
 
 def checkpoint(folder: Path, epoch: int) -> Path:
@@ -150,19 +161,23 @@ def _means(losses: Tensor, spec: ModelSpec, epoch: int) -> dict[str, float]:
     return dict(zip(spec.tasks, losses.double().mean(dim=0).tolist(), strict=True))
 
 
-def _save_resume(path: Path, model, parameters, optimizer, history: list[dict]) -> None:
+def _save_resume(path: Path, model, parameters, optimizer, balance, history: list[dict]) -> None:
     state = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in parameters.items():
         state |= {f"optimizer/{name}/{key}": value for key, value in optimizer.state[parameter].items()}
+    if balance is not None:
+        state |= {f"balance/{key}": value for key, value in balance.state().items()}
     save(path, state, {"history": json.dumps(history)})
 
 
-def _resume(path: Path, model, parameters, optimizer) -> list[dict]:
+def _resume(path: Path, model, parameters, optimizer, balance) -> list[dict]:
     """Load the state at `path`, if there is one, and return its history."""
     if not path.exists():
         return []
     state = load_file(path)
     model.load_state_dict({name[6:]: tensor for name, tensor in state.items() if name.startswith("model/")})
+    if balance is not None:
+        balance.load({name[8:]: tensor for name, tensor in state.items() if name.startswith("balance/")})
     for name, tensor in state.items():
         kind, _, rest = name.partition("/")
         if kind == "optimizer":

@@ -1,18 +1,186 @@
-"""How the losses of the tasks are weighted in training (paper, RQ3; supplement, appendix B)."""
+"""How the losses of the tasks are weighted in training (paper, RQ3; supplement, appendix B).
+
+Fixed weights multiply the losses. Balancers look at the gradients of every step: GradNorm (Chen et al. 2018, arXiv
+1711.02257), and the aggregators of the library torchjd (UPGrad, MGDA, PCGrad, CAGrad, ...; https://torchjd.org).
+"""
 
 from __future__ import annotations
 
-WEIGHTS = ("uniform",)
+import io
+
+import torch
+from torch import Tensor, nn
+
+from mtrlib import published
+
+FIXED = ("uniform", "published")
+# Those of torchjd that need no choice of which task counts more or less; with its defaults, but for what has none.
+AGGREGATORS = (
+    "AlignedMTL",
+    "CAGrad",
+    "ConFIG",
+    "DualProj",
+    "ExcessMTL",
+    "GradDrop",
+    "GradVac",
+    "IMTLG",
+    "Mean",
+    "MGDA",
+)
+AGGREGATORS += ("PCGrad", "Random", "Sum", "UPGrad")
+WEIGHTS = (*FIXED, "gradnorm", *AGGREGATORS)
 
 
 def task_weights(weights: str, tasks: str) -> tuple[float, ...]:
-    """One weight a task, in the order of `tasks`.
+    """Fixed weights, one a task, in the order of `tasks`.
 
     "uniform" is 1 / N for each of N tasks: the shipped jobs' setting, so that the sum of the weights, and with it the
-    size of a training step, does not grow with the number of tasks.
+    size of a training step, does not grow with the number of tasks. "published" is the supplement's setting S4: 1 for
+    the main task, which is the first letter, and .1 or .01 for the auxiliary one; 1 for a task alone.
 
-    Raises ValueError for a scheme that does not exist.
+    Raises ValueError for a scheme that does not exist and for tasks without published weights.
     """
-    if weights not in WEIGHTS:
-        raise ValueError(f"Parameter weights should be one of {', '.join(WEIGHTS)}. Found weights = {weights!r}.")
-    return (1 / len(tasks),) * len(tasks)
+    if weights not in FIXED:
+        raise ValueError(f"Parameter weights should be one of {', '.join(FIXED)}. Found weights = {weights!r}.")
+    if weights == "uniform":
+        return (1 / len(tasks),) * len(tasks)
+    if len(tasks) == 1:
+        return (1.0,)
+    table = published.task_weights()
+    if tasks not in table.index:
+        raise ValueError(f"Published weights exist for {', '.join(table.index)}. Found tasks = {tasks!r}.")
+    return tuple(table.loc[tasks])
+
+
+def balancer(weights: str, tasks: str) -> GradNorm | Aggregated | None:
+    """What weighs the gradients of a step, by the name of the scheme; None where the weights are fixed."""
+    if weights in FIXED:
+        return None
+    return GradNorm(len(tasks)) if weights == "gradnorm" else Aggregated(weights)
+
+
+class GradNorm:
+    """GradNorm: weights that make the tasks' gradients at the last shared layer, w_i ||grad L_i||, as large as their
+    training rates ask for (Chen et al. 2018, algorithm 1, equations 1 and 2).
+
+    Each step moves w down the gradient of sum_i |w_i n_i - mean_j(w_j n_j) r_i^alpha|, the second term held constant,
+    where n_i is the norm of the gradient of L_i and r_i = L~_i / mean_j L~_j, L~_i = L_i / (L_i at the first step).
+    Then w is scaled to the sum 1, so that it begins as uniform weights.
+
+    Parameters
+    ----------
+    tasks : number of tasks.
+    alpha : strength of the pull towards equal training rates; the paper's 1.5.
+    learning_rate : of the weights, under Adam.
+    """
+
+    def __init__(self, tasks: int, alpha: float = 1.5, learning_rate: float = 0.025):
+        self.alpha = alpha
+        self.weights = torch.full((tasks,), 1 / tasks)
+        self.first: Tensor | None = None
+        self.optimizer = torch.optim.Adam([self.weights], lr=learning_rate / tasks)
+
+    def update(self, losses: Tensor, norms: Tensor) -> None:
+        """One step, from the losses and the norms of their gradients at the last shared layer, both (T,)."""
+        if self.weights.device != losses.device:
+            self.weights.data = self.weights.data.to(losses.device)
+        self.first = losses if self.first is None else self.first
+        grown = losses / self.first
+        sizes = self.weights * norms
+        wanted = sizes.mean() * (grown / grown.mean()) ** self.alpha
+        self.weights.grad = torch.sign(sizes - wanted) * norms
+        self.optimizer.step()
+        positive = self.weights.clamp(min=1e-3 / len(self.weights))
+        self.weights.copy_(positive / positive.sum())
+
+    def backward(self, encoder: nn.Module, latent: Tensor, at_latent: list[Tensor], losses: Tensor) -> Tensor:
+        """Sets the gradients of the encoder; see `step`. Returns the weights of the decoders, (T,)."""
+        last = [p for p in encoder.parameters() if p.dim() == 4][-1]  # of the last convolution
+        norms = [torch.autograd.grad(latent, last, gradient, retain_graph=True)[0].norm() for gradient in at_latent]
+        weights = self.weights.to(losses.device, copy=True)
+        latent.backward(sum(w * gradient for w, gradient in zip(weights, at_latent, strict=True)))
+        self.update(losses.detach(), torch.stack(norms))
+        return weights
+
+    def state(self) -> dict[str, Tensor]:
+        """What a training that is continued needs."""
+        state = {"weights": self.weights}
+        if self.first is not None:
+            state |= {"first": self.first, **self.optimizer.state[self.weights]}
+        return state
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Continue from a `state`."""
+        state = dict(state)
+        self.weights.data = state.pop("weights")
+        self.first = state.pop("first", None)
+        self.optimizer.state[self.weights].update(state)
+
+
+class Aggregated:
+    """An aggregator of torchjd over the tasks' gradients of the encoder.
+
+    A decoder, which only its own task shares, follows that task's loss over the number of tasks: with "Mean" all is as
+    under uniform weights. Some aggregators draw from torch's global generator.
+
+    Parameters
+    ----------
+    name : one of `AGGREGATORS`.
+    """
+
+    def __init__(self, name: str):
+        from torchjd import aggregation  # only here: the import takes a second, and few trainings need it
+
+        options = {"CAGrad": {"c": 0.5}}.get(name, {})
+        self.aggregator = getattr(aggregation, name)(**options)
+
+    def backward(self, encoder: nn.Module, latent: Tensor, at_latent: list[Tensor], losses: Tensor) -> Tensor:
+        """Sets the gradients of the encoder; see `step`. Returns the weights of the decoders, (T,)."""
+        parameters = list(encoder.parameters())
+        rows = [torch.autograd.grad(latent, parameters, gradient, retain_graph=True) for gradient in at_latent]
+        jacobian = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+        combined = self.aggregator(jacobian).split([parameter.numel() for parameter in parameters])
+        for parameter, gradient in zip(parameters, combined, strict=True):
+            set_gradient(parameter, gradient.view_as(parameter))
+        return torch.full_like(losses.detach(), 1 / len(losses))
+
+    def state(self) -> dict[str, Tensor]:
+        """What a training that is continued needs."""
+        if not hasattr(self.aggregator, "reset"):  # torchjd's mark of a state
+            return {}
+        buffer = io.BytesIO()
+        torch.save(self.aggregator, buffer)
+        return {"aggregator": torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Continue from a `state`, which this machine wrote: it is unpickled."""
+        if "aggregator" in state:
+            buffer = io.BytesIO(state["aggregator"].numpy().tobytes())
+            self.aggregator = torch.load(buffer, weights_only=False)
+
+
+def step(balance: GradNorm | Aggregated, model: nn.Module, latent: Tensor, losses: list[Tensor], cut: Tensor) -> None:
+    """Sets the gradients of all parameters of a multi-task model, as a balancer weighs them.
+
+    Parameters
+    ----------
+    balance : the balancer.
+    model : with `encoder` and `decoders`.
+    latent : output of the encoder, with its graph.
+    losses : scalars, in the order of the decoders, computed from `cut`.
+    cut : the latent, detached, requiring a gradient.
+    """
+    at_latent, of_decoders = [], []
+    for loss, decoder in zip(losses, model.decoders.values(), strict=True):
+        first, *rest = torch.autograd.grad(loss, [cut, *decoder.parameters()])
+        at_latent.append(first)
+        of_decoders.append(rest)
+    shares = balance.backward(model.encoder, latent, at_latent, torch.stack([loss.detach() for loss in losses]))
+    for decoder, gradients, share in zip(model.decoders.values(), of_decoders, shares, strict=True):
+        for parameter, gradient in zip(decoder.parameters(), gradients, strict=True):
+            set_gradient(parameter, share * gradient)
+
+
+def set_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
+    """Fused optimizers read parameter and gradient side by side in memory: give it the parameter's layout."""
+    parameter.grad = torch.empty_like(parameter).copy_(gradient)

@@ -4,7 +4,7 @@ import yaml
 from mtrlib import machine, parameters, studies
 
 PARAMETERS = machine.root() / "params"
-KINDS = {"tour": parameters.Tour, "rq1_auxiliary_tasks": parameters.RQ1}
+KINDS = {"tour": parameters.Tour, "rq1_auxiliary_tasks": parameters.RQ1, "rq3_task_weights": parameters.RQ3}
 
 
 def smoke() -> dict:
@@ -16,8 +16,8 @@ def test_every_parameters_file_is_valid(path):
     values = yaml.safe_load(path.read_text())
     p = parameters.check(dict(values), KINDS[path.stem])
     assert path.parent.name in p.output
-    if path.stem == "rq1_auxiliary_tasks":
-        assert studies.rq1(p)
+    study = {"rq1_auxiliary_tasks": studies.rq1, "rq3_task_weights": studies.rq3}.get(path.stem)
+    assert study is None or study(p)
 
 
 @pytest.mark.parametrize(

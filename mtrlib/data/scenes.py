@@ -20,11 +20,11 @@ UNIFORMS = 1024  # drawn for each room; not all are used
 PLANE, BOX, COLUMN, BALL = range(4)
 PAINTED = 11  # surfaces of the room itself: floor, ceiling, 4 walls, door, windows, 3 pictures; then the primitives
 # What stands in a room, by slot: 2 tables, 2 seats, 4 boxes, 2 columns, 2 balls, a box on a table, a ball on a box.
-_SMALLEST = [[0.9, 0.4, 0.6]] * 2 + [[0.8, 0.7, 0.75]] * 2 + [[0.45, 0.5, 0.45]] * 4
-_SMALLEST += [[0.4, 0.5, 0.4]] * 2 + [[0.45, 0.45, 0.45]] * 2 + [[0.3, 0.2, 0.3], [0.35, 0.35, 0.35]]
-_LARGEST = [[1.8, 0.8, 1.0]] * 2 + [[2.1, 0.95, 1.0]] * 2 + [[1.2, 2.1, 0.7]] * 4
-_LARGEST += [[0.65, 1.3, 0.65]] * 2 + [[0.95, 0.95, 0.95]] * 2 + [[0.5, 0.4, 0.5], [0.6, 0.6, 0.6]]
-_EXISTS = [0.75, 0.2] + [0.75, 0.25] + [0.75, 0.5, 0.3, 0.2] + [0.4, 0.5] + [0.6, 0.35] + [0.3, 0.4]
+_SMALLEST = [[0.75, 0.35, 0.5]] * 2 + [[0.7, 0.6, 0.65]] * 2 + [[0.4, 0.45, 0.4]] * 4
+_SMALLEST += [[0.35, 0.45, 0.35]] * 2 + [[0.4, 0.4, 0.4]] * 2 + [[0.25, 0.2, 0.25], [0.3, 0.3, 0.3]]
+_LARGEST = [[1.5, 0.7, 0.85]] * 2 + [[1.8, 0.8, 0.85]] * 2 + [[1.0, 1.8, 0.6]] * 4
+_LARGEST += [[0.55, 1.1, 0.55]] * 2 + [[0.8, 0.8, 0.8]] * 2 + [[0.4, 0.35, 0.4], [0.5, 0.5, 0.5]]
+_EXISTS = [0.25, 0.05] + [0.25, 0.05] + [0.35, 0.1, 0.05, 0.05] + [0.06, 0.12] + [0.35, 0.05] + [0.15, 0.15]
 _AT_WALL = [0.25] * 2 + [0.6] * 2 + [0.6] * 4 + [0.0] * 4
 # Primitives, in the order of `surfaces`: boxes in groups that turn together, columns, balls; the slot of each.
 BOXES, COLUMNS, BALLS = (5, 5, 4, 4, 1, 1, 1, 1, 1), 2, 3
@@ -80,7 +80,7 @@ def decode(uniforms: np.ndarray) -> dict[str, np.ndarray]:
     clearance -= np.hypot(half[:, None, :12, 0], half[:, None, :12, 2]) + np.where(exists[:, None, :12], 0, -100)
     cameras = [place[..., 0], 1.0 + 0.9 * chance[..., 4], place[..., 1]]
     cameras += [np.arctan2(-aim[..., 0], -aim[..., 1]), np.radians(-22 + 27 * chance[..., 5])]
-    cameras += [np.tan(np.radians(32 + 10 * chance[..., 6])), clearance.min(axis=2)]
+    cameras += [np.tan(np.radians(38 + 8 * chance[..., 6])), clearance.min(axis=2)]
     lights = np.concatenate(
         [take(2, 3, low=[0.2, 0.78, 0.2], high=[0.8, 0.92, 0.8]) * room[:, None], take(2, 3)], axis=2
     )
@@ -111,7 +111,7 @@ def _furnish(room: np.ndarray, take: Callable[..., np.ndarray]) -> tuple[np.ndar
     half[:, 8:, 2] = half[:, 8:, 0]
     half[:, 10:12, 1] = half[:, 10:12, 0]
     exists, at_wall, wall = take(14) < _EXISTS, take(12) < _AT_WALL, np.floor(4 * take(12)).astype(int)
-    yaw = np.pi / 2 * np.floor(4 * take(12)) + take(12, low=-0.15, high=0.15)  # nearly along the walls
+    yaw = np.pi / 2 * np.floor(4 * take(12))  # along the walls
     yaw = np.concatenate([yaw, np.zeros((number, 2))], axis=1)
     yaw[:, :12] = np.where(at_wall, np.array([0.5, -0.5, 0.0, 1.0])[wall] * np.pi, yaw[:, :12])  # face the room
     centre, chance = np.zeros((number, 14, 3)), take(12, tries, 2)
@@ -149,16 +149,16 @@ def _parts(half: np.ndarray, legs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         for k in range(1, 5):  # four legs, or two slabs
             is_slab = ~legs[:, table]
             along = np.where(is_slab, 0.0, z - 0.05) * sign[k, 1]
-            offset[:, where][:, k] = np.stack([sign[k, 0] * (x - 0.07), y - 0.025, along], axis=-1)
+            offset[:, where][:, k] = np.stack([sign[k, 0] * (x - 0.07), y - 0.04, along], axis=-1)
             gone = is_slab & (k > 2)
-            size = [np.full_like(x, 0.045), y - 0.025, np.where(is_slab, 0.9 * z, 0.045)]
+            size = [np.full_like(x, 0.07), y - 0.04, np.where(is_slab, 0.9 * z, 0.07)]
             part[:, where][:, k] = np.where(gone, -1.0, size).T
-        offset[:, where][:, 0, 1], part[:, where][:, 0, 1] = 2 * y - 0.025, 0.025
+        offset[:, where][:, 0, 1], part[:, where][:, 0, 1] = 2 * y - 0.04, 0.04
     for seat in range(2):
         where, (x, y, z) = slice(10 + 4 * seat, 14 + 4 * seat), half[:, 2 + seat].T
-        zero, arm = np.zeros_like(x), np.full_like(x, 0.08)
-        at = [(zero, 0.5 * y, zero), (zero, y, 0.1 - z), (x - arm, 0.7 * y, zero), (arm - x, 0.7 * y, zero)]
-        size = [(x, 0.5 * y, z), (x, y, zero + 0.1), (arm, 0.7 * y, z), (arm, 0.7 * y, z)]
+        zero, arm = np.zeros_like(x), np.full_like(x, 0.13)
+        at = [(zero, 0.5 * y, zero), (zero, y, 0.15 - z), (x - arm, 0.7 * y, zero), (arm - x, 0.7 * y, zero)]
+        size = [(x, 0.5 * y, z), (x, y, zero + 0.15), (arm, 0.7 * y, z), (arm, 0.7 * y, z)]
         offset[:, where], part[:, where] = np.array(at).transpose(2, 0, 1), np.array(size).transpose(2, 0, 1)
     return offset, part
 

@@ -51,6 +51,13 @@ def vulnerability(table: str = "1A", attacked: str = "single", tasks: str | None
     return rows.pivot(index="main", columns="auxiliary", values="value").reindex(index=letters, columns=letters)
 
 
+def task_weights() -> pd.DataFrame:
+    """The supplement's weights of setting S4, by pair of letters, such as "sd" for main task s: columns main_weight and
+    auxiliary_weight."""
+    table = read("task_weights_supplement")
+    return table.set_index(table.main + table.auxiliary)[["main_weight", "auxiliary_weight"]]
+
+
 def claims(rq: str | None = None) -> pd.DataFrame:
     """The paper's claims, one row each, by number: claim, where it stands, what the printed tables themselves say
     (printed_evidence), what to measure. `rq` such as "RQ1" takes those of one question."""

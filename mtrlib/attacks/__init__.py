@@ -1,0 +1,62 @@
+"""Attacks on the images of a batch, as pure functions of a loss: they know no model, task or data set.
+
+A loss is a callable from images (B, 3, H, W), in [0, 1], to (T, B): one row an attacked task, one column an image,
+where no column depends on another image. The adversary maximises the sum of the rows: of one task ("single") or of
+several ("joint"; paper, "Adversarial attacks"; arXiv 2110.15053). Each image is attacked by itself: its result does
+not change with the batch around it. Budgets and steps are in image units.
+
+Every attack takes the same keywords (`pgd` explains them), so that one can stand in the place of another, keeps the
+best point that it has seen, image by image, and leaves models as it found them:
+
+    fgsm, bim, mim, pgd     along the gradient of the sum
+    wgd, dgba               along the gradient of a sum that is weighted anew for each image and step
+    apgd                    with a step size that adapts itself; also over the weights of wgd
+    square                  without gradients
+    ensemble                the worst case of several
+"""
+
+from functools import partial
+
+from mtrlib.attacks.apgd import apgd
+from mtrlib.attacks.balanced import dgba, task_attack_rates, wgd
+from mtrlib.attacks.ball import NORMS
+from mtrlib.attacks.ensemble import ensemble
+from mtrlib.attacks.gradient import bim, fgsm, mim, pgd
+from mtrlib.attacks.losses import DENSE, Losses, recorded, task_losses
+from mtrlib.attacks.square import square
+
+# By the name that a parameters file gives. SegPGD and CosPGD are PGD on losses of their own, see `task_losses`.
+NAMED = {
+    "fgsm": fgsm,
+    "bim": bim,
+    "mim": mim,
+    "pgd": pgd,
+    "apgd": apgd,
+    "wgd": wgd,
+    "wgd_inverse": partial(wgd, rate="inverse"),
+    "wgd_apgd": partial(apgd, weigh=task_attack_rates),
+    "dgba": dgba,
+    "segpgd": pgd,
+    "cospgd": pgd,
+    "square": square,
+    "ensemble": ensemble,
+}
+
+__all__ = [
+    "DENSE",
+    "NAMED",
+    "NORMS",
+    "Losses",
+    "apgd",
+    "bim",
+    "dgba",
+    "ensemble",
+    "fgsm",
+    "mim",
+    "pgd",
+    "recorded",
+    "square",
+    "task_attack_rates",
+    "task_losses",
+    "wgd",
+]

@@ -1,0 +1,92 @@
+"""Attacks that weight the tasks anew in every step, for each image by itself: WGD, the paper's own (arXiv 2110.15053,
+RQ3, definition 5), and DGBA (Zhang et al. 2023, arXiv 2305.12066)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mtrlib.attacks.gradient import climb
+from mtrlib.attacks.losses import Losses
+
+RATES = ("definition", "inverse")
+
+
+def wgd(
+    losses: Losses,
+    images: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    norm: str = "linf",
+    restarts: int = 1,
+    random_start: bool = True,
+    generator: torch.Generator | None = None,
+    rate: str = "definition",
+) -> Tensor:
+    """Weighted gradient descent: `pgd` along the gradient of sum_i r_i(t) L_i, r from `task_attack_rates`.
+
+    L_i(0) is the loss at the start of the run. With one attacked task this is `pgd`. The point kept is that with the
+    highest unweighted sum of losses. Parameters and result as in `pgd`, and `rate` as in `task_attack_rates`.
+    """
+    weigh = partial(task_attack_rates, rate=_checked(rate))
+    return climb(losses, images, eps, step_size, steps, norm, restarts, random_start, generator, weigh=weigh)
+
+
+def dgba(
+    losses: Losses,
+    images: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    norm: str = "linf",
+    restarts: int = 1,
+    random_start: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Dynamic gradient balancing: each step maximises, to first order, the mean over tasks of the relative change of
+    their losses.
+
+    To first order (L_i(x + step) - L_i(x)) / L_i(x) is the product of the step with the gradient of L_i over L_i, so
+    the step goes along sum_i gradient(L_i) / L_i, L_i being the loss at the current point; this solves the linear
+    programme of the paper coordinate by coordinate. A task whose loss is 0 takes no part in that step. The point kept
+    is that with the highest unweighted sum of losses. Parameters and result as in `pgd`.
+    """
+    return climb(losses, images, eps, step_size, steps, norm, restarts, random_start, generator, weigh=_one_over)
+
+
+def task_attack_rates(losses: Tensor, first: Tensor, rate: str = "definition") -> Tensor:
+    """The weights of the tasks in a step of `wgd`; also for the `weigh` of `apgd`.
+
+    Parameters
+    ----------
+    losses, first : (T, B), losses L_i(t) of the current point and L_i(0) of the start; at least 0.
+    rate : "definition", r_i(t) = L~_i(t) / mean_j L~_j(t) with L~_i(t) = L_i(t) / L_i(0), as the paper prints it: the
+        task whose loss has grown most gets the most weight. "inverse", the same with 1 / L~: the task that lags does,
+        as in GradNorm, from which the paper takes the idea.
+
+    Returns
+    -------
+    (T, B), with mean 1 over the tasks. A task with L_i(0) = 0 counts as unchanged.
+    """
+    tiny = torch.finfo(losses.dtype).tiny
+    grown = torch.where(first > tiny, losses.clamp(min=tiny) / first.clamp(min=tiny), 1.0)
+    grown = grown if _checked(rate) == "definition" else 1 / grown
+    if len(losses) == 1:  # L~ / L~, without rounding
+        return torch.ones_like(losses)
+    return grown / grown.mean(dim=0)
+
+
+def _one_over(losses: Tensor, first: Tensor) -> Tensor:
+    small = 1e-12
+    return torch.where(losses > small, 1 / losses.clamp(min=small), 0.0)
+
+
+def _checked(rate: str) -> str:
+    if rate not in RATES:
+        raise ValueError(f"Parameter rate should be one of {', '.join(RATES)}. Found rate = {rate!r}.")
+    return rate

@@ -1,0 +1,94 @@
+"""Losses for attacks, from a model and a batch; for dense classes also those of SegPGD and CosPGD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtrlib.tasks import TASKS
+
+Losses = Callable[[Tensor], Tensor]
+DENSE = ("cross_entropy", "segpgd", "cospgd")
+
+
+def task_losses(
+    model: Callable,
+    targets: dict[str, Tensor],
+    masks: dict[str, Tensor | None] | None,
+    tasks: str,
+    *,
+    dense: str = "cross_entropy",
+    steps: int = 1,
+) -> Losses:
+    """The losses that an attack maximises, from a model and a batch.
+
+    Parameters
+    ----------
+    model : (images, tasks) -> dict of outputs by task letter; a `models.MultiTaskModel`.
+    targets, masks : by task letter, B first; masks (or a mask) may be None.
+    tasks : letters of the attacked tasks; no other decoder is run.
+    dense : what the gradient of a task of classes is taken of:
+        "cross_entropy", the mean over the valid pixels;
+        "segpgd" (Gu et al. 2022, arXiv 2207.12391, eq. 4 and 5), the mean with weight 1 - lambda on pixels that are
+        still classified correctly and lambda on the others, lambda = (t - 1) / (2 T) at gradient t of T = `steps`;
+        "cospgd" (Agnihotri et al. 2024, arXiv 2302.02213, eq. 6), the mean with the cosine of each pixel's softmax
+        with its one-hot label as weight.
+        Weights are not differentiated. Values are those of the cross-entropy in any case: attacks keep their best
+        point by the loss that is measured in the end.
+    steps : gradients that an attack takes in one run, for "segpgd"; its count starts again after as many. Make new
+        losses for every attack.
+
+    Returns
+    -------
+    losses : (B, 3, H, W) -> (T, B), in the order of `tasks`.
+    """
+    if dense not in DENSE:
+        raise ValueError(f"Parameter dense should be one of {', '.join(DENSE)}. Found dense = {dense!r}.")
+    gradients = 0
+
+    def losses(images: Tensor) -> Tensor:
+        nonlocal gradients
+        outputs = model(images, tasks)
+        rows = []
+        for letter in tasks:
+            task, output, target = TASKS[letter], outputs[letter], targets[letter]
+            mask = masks[letter] if masks else None
+            row = task.loss(output, target, mask)
+            if dense != "cross_entropy" and task.kind == "classes" and images.requires_grad:
+                if dense == "segpgd":
+                    weight = _segpgd_weight(output, target, (gradients % steps) / (2 * steps))
+                else:
+                    weight = _cospgd_weight(output, target)
+                surrogate = task.loss(output, target, mask, weight)
+                row = row.detach() + (surrogate - surrogate.detach())
+            rows.append(row)
+        gradients += images.requires_grad
+        return torch.stack(rows)
+
+    return losses
+
+
+def recorded(losses: Losses) -> tuple[Losses, list[Tensor]]:
+    """The same losses, and a list that gains one (T, B) tensor at each call: how an attack climbs."""
+    history: list[Tensor] = []
+
+    def recording(images: Tensor) -> Tensor:
+        rows = losses(images)
+        history.append(rows.detach())
+        return rows
+
+    return recording, history
+
+
+def _segpgd_weight(output: Tensor, target: Tensor, share: float) -> Tensor:
+    correct = output.detach().argmax(dim=1) == target
+    return torch.where(correct, 1 - share, share)
+
+
+def _cospgd_weight(output: Tensor, target: Tensor) -> Tensor:
+    probabilities = F.softmax(output.detach().float(), dim=1)
+    chosen = probabilities.gather(1, target.long().clamp(0, output.shape[1] - 1).unsqueeze(1)).squeeze(1)
+    return chosen / probabilities.norm(dim=1)

@@ -1,0 +1,400 @@
+"""What holds for every attack, and what the definition of each says."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtrlib import attacks, models
+from mtrlib.tasks import TASKS
+
+EPS = 8 / 255
+ATTACKS = {
+    "fgsm": attacks.fgsm,
+    "bim": attacks.bim,
+    "mim": attacks.mim,
+    "pgd": attacks.pgd,
+    "apgd": attacks.apgd,
+    "wgd": attacks.wgd,
+    "wgd inverse": partial(attacks.wgd, rate="inverse"),
+    "wgd on apgd": partial(attacks.apgd, weigh=attacks.task_attack_rates),
+    "dgba": attacks.dgba,
+    "square": attacks.square,
+    "ensemble": partial(attacks.ensemble, attacks=(attacks.mim, attacks.apgd)),
+}
+every = pytest.mark.parametrize("name", ATTACKS)
+both_norms = pytest.mark.parametrize("norm", attacks.NORMS)
+
+
+def curved(images: torch.Tensor) -> torch.Tensor:
+    """Two tasks with losses above 0, smooth and not concave, different for each image by its own values only."""
+    return torch.stack([torch.sin(9 * images).mean(dim=(1, 2, 3)) + 1.1, (images**3).flatten(1).mean(dim=1) + 0.01])
+
+
+def linear(weights: torch.Tensor):
+    return lambda images: (images * weights).mean(dim=(1, 2, 3))[None] + 5
+
+
+def grey(batch: int = 3, size: int = 8, seed: int = 0) -> torch.Tensor:
+    """Images whose ball lies inside [0, 1]."""
+    return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 0.5 + 0.25
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def run(name, losses, images, *, eps=EPS, steps=8, norm="linf", seed=0, **more):
+    keywords = {"eps": eps, "step_size": eps / 4, "steps": steps, "norm": norm, "generator": seeded(seed)}
+    return ATTACKS[name](losses, images, **keywords, **more)
+
+
+def lengths(change: torch.Tensor) -> torch.Tensor:
+    return change.double().flatten(1).norm(dim=1)
+
+
+@every
+@settings(max_examples=25, deadline=None)
+@given(
+    norm=st.sampled_from(attacks.NORMS),
+    eps=st.floats(1e-4, 2.0),
+    relative_step=st.floats(0.01, 3.0),
+    steps=st.integers(0, 4),
+    random_start=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_budget_and_range_hold_exactly(name, norm, eps, relative_step, steps, random_start, seed):
+    images = torch.rand(3, 3, 6, 6, generator=seeded(seed)).round(decimals=1)  # many values at 0 and 1
+    keywords = {"eps": eps, "step_size": relative_step * eps, "steps": steps, "norm": norm}
+    found = ATTACKS[name](curved, images, random_start=random_start, generator=seeded(seed), **keywords)
+    assert found.dtype == images.dtype
+    assert found.device == images.device
+    assert found.shape == images.shape
+    assert found.min() >= 0
+    assert found.max() <= 1
+    change = found.double() - images.double()
+    assert (change.abs().max().item() if norm == "linf" else lengths(change).max().item()) <= eps
+
+
+@every
+@both_norms
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_budget_returns_the_images_and_dtypes_are_kept(name, norm, dtype):
+    images = grey().to(dtype)
+    assert torch.equal(run(name, curved, images, eps=0.0, norm=norm), images)
+    assert run(name, curved, images, norm=norm).dtype == dtype
+
+
+@every
+@both_norms
+def test_an_image_does_not_depend_on_its_batch(name, norm):
+    images = grey(4)
+    images[3] *= 0.1  # another scale of gradient than its neighbours
+    together = run(name, curved, images, norm=norm)
+    alone = torch.cat([run(name, curved, image[None], norm=norm) for image in images])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+    torch.testing.assert_close(run(name, curved, images.flip(0), norm=norm).flip(0), together, atol=1e-6, rtol=0)
+
+
+@every
+@both_norms
+def test_a_larger_budget_is_never_weaker_on_a_concave_loss(name, norm):
+    """-|x - 2|^2, with its top outside of all balls."""
+    images = grey()
+
+    def losses(points):
+        return 9 - (points - 2).square().mean(dim=(1, 2, 3))[None]
+
+    reached = [losses(run(name, losses, images, eps=eps, steps=20, norm=norm))[0] for eps in (EPS / 4, EPS, 4 * EPS)]
+    assert (reached[0] > losses(images)[0]).all()
+    assert (reached[1] > reached[0]).all()
+    assert (reached[2] > reached[1]).all()
+
+
+@pytest.mark.parametrize("name", ["bim", "mim", "pgd", "wgd", "wgd inverse", "dgba"])  # the others plan for all steps
+@both_norms
+def test_more_steps_are_never_weaker(name, norm):
+    images = grey(8)
+    kept = [curved(run(name, curved, images, steps=steps, norm=norm)).sum(dim=0) for steps in (1, 4, 5, 16)]
+    for fewer, more in zip(kept, kept[1:], strict=False):
+        assert (more >= fewer - 1e-5).all()
+
+
+@pytest.mark.parametrize("name", ["apgd", "wgd on apgd", "square"])
+@both_norms
+def test_attacks_that_plan_for_all_steps_gain_from_many_more(name, norm):
+    images = grey(8)
+
+    def wavy(points):
+        return curved(points) + torch.sin(150 * points).mean(dim=(1, 2, 3))
+
+    few, many = (wavy(run(name, wavy, images, steps=steps, norm=norm)).sum(dim=0) for steps in (3, 100))
+    assert (many > few).all()
+
+
+@every
+def test_models_are_left_as_they_are(name):
+    model = models.build("resnet18_small", "sd", seed=0)
+    model.encoder.train()
+    model.decoders.eval()
+    model.encoder.conv1.weight.requires_grad_(False)
+    before = [(p.requires_grad, p.grad) for p in model.parameters()]
+    modes = [module.training for module in model.modules()]
+    images = grey(2, 16)
+    targets = {"s": torch.zeros(2, 16, 16, dtype=torch.long), "d": torch.rand(2, 1, 16, 16)}
+    run(name, attacks.task_losses(model, targets, None, "sd"), images, steps=2)
+    assert [(p.requires_grad, p.grad) for p in model.parameters()] == before
+    assert [module.training for module in model.modules()] == modes
+    assert not images.requires_grad
+
+
+@pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"square"}))
+def test_l2_reaches_the_optimum_of_a_linear_loss(name):
+    images, weights = grey(), torch.randn(1, 3, 8, 8, generator=seeded(3))
+    found = run(name, linear(weights), images, eps=0.2, steps=40, norm="l2")
+    assert ((found - images) * weights).sum(dim=(1, 2, 3)) / weights.norm() == pytest.approx([0.2] * 3, rel=1e-3)
+
+
+def test_square_finds_the_optimum_of_a_linear_loss():
+    images, weights = grey(2), torch.randn(1, 3, 1, 1, generator=seeded(3)).expand(1, 3, 8, 8)
+    found = run("square", linear(weights), images, steps=2000)
+    assert ((found - images) * weights.sign()).mean().item() == pytest.approx(EPS, rel=0.02)
+
+
+@every
+@pytest.mark.parametrize(
+    ("keyword", "value"), [("eps", -0.1), ("norm", "l1"), ("restarts", 0), ("eps", math.inf), ("eps", math.nan)]
+)
+def test_bad_parameters_are_refused(name, keyword, value):
+    keywords = {"eps": EPS, "step_size": EPS, "steps": 2, keyword: value}
+    with pytest.raises(ValueError, match=keyword):
+        ATTACKS[name](curved, grey(), **keywords)
+
+
+def test_fgsm_is_one_step_of_length_eps_where_that_raises_the_loss():
+    images = grey(2)
+    weights = torch.randn(1, 3, 8, 8, generator=seeded(1))
+    torch.testing.assert_close(run("fgsm", linear(weights), images), images + EPS * weights.sign(), atol=1e-7, rtol=0)
+
+    def narrow(points):  # the step jumps over the top: the image itself is the better point
+        return -(points - images - EPS / 8).square().sum(dim=(1, 2, 3))[None]
+
+    assert torch.equal(run("fgsm", narrow, images), images)
+
+
+def test_mim_adds_gradients_scaled_to_unit_sum():
+    """Two steps by hand: g1 = a / |a|_1, g2 = g1 + b / |b|_1, a and b being the gradients at the two points."""
+    images = grey(1)
+    step = EPS / 4
+
+    def losses(points):
+        return (torch.sin(40 * points) + points).sum(dim=(1, 2, 3))[None]
+
+    def gradient(points):
+        return 40 * torch.cos(40 * points) + 1
+
+    first = gradient(images)
+    middle = images + step * first.sign()
+    second = gradient(middle)
+    by_hand = middle + step * (first / first.abs().sum() + second / second.abs().sum()).sign()
+    seen, points = attacks.recorded(losses)
+    attacks.mim(seen, images, eps=EPS, step_size=step, steps=2)
+    torch.testing.assert_close(points[2], losses(by_hand), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("rate", ["definition", "inverse"])
+@both_norms
+def test_wgd_with_one_task_is_pgd(rate, norm):
+    """The published tables differ there, although the attacks are the same."""
+    images, losses = grey(4), lambda points: curved(points)[:1]
+    same = {"eps": EPS, "step_size": EPS / 4, "steps": 7, "norm": norm, "restarts": 2}
+    one = attacks.wgd(losses, images, rate=rate, generator=seeded(), **same)
+    assert torch.equal(one, attacks.pgd(losses, images, generator=seeded(), **same))
+
+
+def test_task_attack_rates_by_hand():
+    """L~ = 2 and 0.5 for the first image, 1 and 4 for the second; a task without loss counts as unchanged."""
+    losses, first = torch.tensor([[4.0, 3.0], [1.0, 8.0]]), torch.tensor([[2.0, 3.0], [2.0, 2.0]])
+    rates = attacks.task_attack_rates(losses, first)
+    torch.testing.assert_close(rates, torch.tensor([[1.6, 0.4], [0.4, 1.6]]))
+    inverse = attacks.task_attack_rates(losses, first, rate="inverse")
+    torch.testing.assert_close(inverse, torch.tensor([[0.4, 1.6], [1.6, 0.4]]))
+    no_loss = attacks.task_attack_rates(torch.tensor([[3.0], [0.0]]), torch.tensor([[1.0], [0.0]]))
+    torch.testing.assert_close(no_loss, torch.tensor([[1.5], [0.5]]))
+    with pytest.raises(ValueError, match="definition, inverse"):
+        attacks.wgd(curved, grey(), eps=EPS, step_size=EPS, steps=1, rate="fast")
+
+
+def test_the_weights_of_wgd_are_of_the_current_step_and_not_differentiated():
+    """The second step in l2 goes along sum_i r_i grad L_i with r from the losses after the first."""
+    images, step = torch.full((1, 3, 4, 4), 0.5), 0.05
+    top = torch.arange(48.0).view(1, 3, 4, 4) < 24
+    coefficients = torch.where(top, 1.0, 0.0), torch.where(top, 0.0, 3.0)
+
+    def losses(points):
+        return torch.stack([(points * c).square().sum(dim=(1, 2, 3)) for c in coefficients])
+
+    def gradient(points, weights):
+        return sum(w * 2 * points * c.square() for w, c in zip(weights, coefficients, strict=True))
+
+    first = losses(images)
+    middle = images + step * torch.nn.functional.normalize(gradient(images, [1, 1]).flatten(), dim=0).view_as(images)
+    grown = (losses(middle) / first)[:, 0]
+    direction = gradient(middle, (grown / grown.mean()).tolist())
+    by_hand = middle + step * direction / direction.norm()
+    found = attacks.wgd(losses, images, eps=1, step_size=step, steps=2, norm="l2", random_start=False)
+    torch.testing.assert_close(found, by_hand, atol=1e-6, rtol=0)
+
+
+def test_dgba_climbs_the_sum_of_logarithms():
+    """To first order the mean relative change of the losses is the change of the sum of their logarithms."""
+    images, step = grey(2), 0.05
+    points = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(curved(points).log().sum(), points)
+    by_hand = images + step * gradient / lengths(gradient).float().view(-1, 1, 1, 1)
+    seen, rows = attacks.recorded(curved)
+    attacks.dgba(seen, images, eps=1, step_size=step, steps=1, norm="l2", random_start=False)
+    torch.testing.assert_close(rows[1], curved(by_hand), rtol=1e-5, atol=0)
+
+
+def classifier(images: torch.Tensor) -> torch.Tensor:
+    """(B, 3, 16, 16) -> (B, 10): a network with fixed random weights."""
+    g = seeded()
+    first = torch.randn(16, 3, 3, 3, generator=g) * (2 / 27) ** 0.5
+    second = torch.randn(32, 16, 3, 3, generator=g) * (2 / 144) ** 0.5
+    head = torch.randn(10, 512, generator=g) * (2 / 512) ** 0.5
+    hidden = F.relu(F.conv2d(2 * images - 1, first, padding=1))
+    hidden = F.avg_pool2d(F.relu(F.conv2d(hidden, second, padding=1)), 4)
+    return 4 * hidden.flatten(1) @ head.T
+
+
+# Mean cross-entropy that the reference implementation of AutoAttack (fra31/auto-attack, commit a392200, APGDAttack with
+# loss "ce", one run, mean over seeds 0 to 4) reached on this classifier, by norm, eps and iterations.
+REFERENCE = {
+    ("linf", 4 / 255, 10): 1.68994,
+    ("linf", 4 / 255, 25): 1.69237,
+    ("linf", 8 / 255, 10): 2.49532,
+    ("linf", 8 / 255, 25): 2.51048,
+    ("linf", 8 / 255, 100): 2.51464,
+    ("l2", 0.5, 10): 2.07089,
+    ("l2", 1.0, 10): 3.36375,
+    ("l2", 1.0, 25): 3.39031,
+    ("l2", 1.0, 100): 3.39888,
+}
+
+
+@pytest.mark.parametrize(("norm", "eps", "steps"), REFERENCE)
+def test_apgd_is_as_strong_as_the_reference_implementation(norm, eps, steps):
+    images = torch.rand(64, 3, 16, 16, generator=seeded(1))
+    labels = classifier(images).argmax(dim=1)
+
+    def losses(points):
+        return F.cross_entropy(classifier(points), labels, reduction="none")[None]
+
+    assert losses(images).mean().item() == pytest.approx(1.00523, abs=1e-4)  # the same network and images
+    found = attacks.apgd(losses, images, eps=eps, steps=steps, norm=norm, generator=seeded())
+    assert losses(found).mean().item() >= 0.998 * REFERENCE[norm, eps, steps]
+
+
+@pytest.mark.parametrize(("norm", "eps", "reached"), [("linf", 8 / 255, 1.97940), ("l2", 1.0, 1.84464)])
+def test_square_is_as_strong_as_the_reference_implementation(norm, eps, reached):
+    """As above: SquareAttack of the same commit with loss "ce", which stops no image early, 1,000 queries, seed 0."""
+    images = torch.rand(64, 3, 16, 16, generator=seeded(1))
+    labels = classifier(images).argmax(dim=1)
+
+    def losses(points):
+        return F.cross_entropy(classifier(points), labels, reduction="none")[None]
+
+    found = attacks.square(losses, images, eps=eps, steps=1000, norm=norm, generator=seeded())
+    assert losses(found).mean().item() >= 0.97 * reached
+
+
+def test_apgd_halves_its_step_image_by_image():
+    """On a peak inside the ball fixed steps of 2 eps jump to and fro; APGD closes in on it."""
+    images = grey(2)
+    top = images + torch.tensor([0.2, 0.9]).view(2, 1, 1, 1) * EPS
+
+    def losses(points):
+        return 1 - (points - top).abs().mean(dim=(1, 2, 3))[None]
+
+    found = attacks.apgd(losses, images, eps=EPS, steps=60, random_start=False)
+    assert ((found - top).abs().flatten(1).mean(dim=1) < 0.05 * EPS).all()
+
+
+def test_the_ensemble_is_the_worst_case_of_its_attacks_image_by_image():
+    images = grey(6)
+    losses = lambda points: torch.sin(60 * points).sum(dim=(1, 2, 3))[None]  # noqa: E731
+    members = (attacks.fgsm, attacks.mim, attacks.apgd)
+    keywords = {"eps": EPS, "step_size": EPS / 4, "steps": 6, "random_start": False}
+    singly = torch.stack([losses(member(losses, images, **keywords))[0] for member in members])
+    together = losses(attacks.ensemble(losses, images, attacks=members, **keywords))[0]
+    torch.testing.assert_close(together, singly.amax(dim=0))
+    with pytest.raises(ValueError, match="at least one attack"):
+        attacks.ensemble(losses, images, attacks=(), **keywords)
+
+
+@pytest.fixture
+def dense():
+    """Logits of 3 classes on 1 x 4 pixels: pixel 0 and 1 right, 2 and 3 wrong; pixel 3 has no label."""
+    logits = torch.tensor([[2.0, 0, 0], [3, 1, 0], [0, 1, 0], [0, 5, 0]]).T.view(1, 3, 1, 4)
+    target, mask = torch.tensor([[[0, 0, 0, 0]]]), torch.tensor([[[True, True, True, False]]])
+    shift = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
+
+    def model(images, tasks):
+        return {"s": logits + shift * images}
+
+    return model, {"s": target}, {"s": mask}
+
+
+def test_segpgd_weighs_wrong_pixels_more_from_step_to_step(dense):
+    """lambda = (t - 1) / (2 T): 0, 1/8, 2/8, 3/8 in a run of T = 4 gradients, then from the beginning."""
+    model, targets, masks = dense
+    losses = attacks.task_losses(model, targets, masks, "s", dense="segpgd", steps=4)
+    plain = attacks.task_losses(model, targets, masks, "s")
+    images = torch.zeros(1, 3, 1, 4)
+    for t in (0, 1, 2, 3, 0):
+        points = images.clone().requires_grad_()
+        rows = losses(points)
+        torch.testing.assert_close(rows, plain(images))  # the value stays the loss that is measured
+        (found,) = torch.autograd.grad(rows.sum(), points)
+        points = images.clone().requires_grad_()
+        pixels = F.cross_entropy(model(points, "s")["s"], targets["s"], reduction="none")[0, 0]
+        share = t / 8
+        (by_hand,) = torch.autograd.grad(((1 - share) * (pixels[0] + pixels[1]) + share * pixels[2]) / 3, points)
+        torch.testing.assert_close(found, by_hand)
+        losses(images)  # a look without a gradient is no step
+
+
+def test_cospgd_weighs_pixels_by_the_cosine_with_their_label(dense):
+    model, targets, masks = dense
+    losses = attacks.task_losses(model, targets, masks, "s", dense="cospgd")
+    points = torch.zeros(1, 3, 1, 4, requires_grad=True)
+    (found,) = torch.autograd.grad(losses(points).sum(), points)
+    points = torch.zeros(1, 3, 1, 4, requires_grad=True)
+    output = model(points, "s")["s"]
+    one_hot = F.one_hot(targets["s"], 3).movedim(-1, 1).float()
+    cosine = F.cosine_similarity(output.softmax(dim=1), one_hot, dim=1).detach()
+    pixels = cosine * F.cross_entropy(output, targets["s"], reduction="none")
+    (by_hand,) = torch.autograd.grad((pixels[0, 0, :3].sum() / 3), points)
+    torch.testing.assert_close(found, by_hand)
+
+
+@pytest.mark.parametrize("kind", ["segpgd", "cospgd"])
+def test_any_attack_takes_the_losses_of_dense_classes_and_other_tasks_keep_theirs(kind):
+    model = models.build("resnet18_small", "sd", seed=0).eval()
+    images = grey(2, 16)
+    targets = {"s": torch.randint(0, 18, (2, 16, 16)), "d": torch.rand(2, 1, 16, 16)}
+    losses = attacks.task_losses(model, targets, None, "sd", dense=kind, steps=3)
+    for attack in (attacks.pgd, attacks.apgd, attacks.mim):
+        found = attack(losses, images, eps=EPS, step_size=EPS / 2, steps=3, generator=seeded())
+        assert (losses(found).sum(dim=0) > losses(images).sum(dim=0)).all()
+    points = images.clone().requires_grad_()
+    (of_depth,) = torch.autograd.grad(losses(points)[1].sum(), points)
+    loss = TASKS["d"].loss(model(points)["d"], targets["d"]).sum()
+    torch.testing.assert_close(of_depth, torch.autograd.grad(loss, points)[0])
+    with pytest.raises(ValueError, match="segpgd"):
+        attacks.task_losses(model, targets, None, "sd", dense="focal")

@@ -1,0 +1,258 @@
+"""RQ3: its study, tables, verdicts and the search for masked gradients."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from test_studies import errors_of
+
+from mtrlib import attacks, claims, machine, masking, parameters, studies, tables
+from mtrlib.specs import AttackSpec, ModelSpec
+from mtrlib.store import Store
+
+
+@pytest.fixture
+def p() -> parameters.RQ3:
+    path = machine.root() / "params" / "smoke" / "rq3_task_weights.yaml"
+    return parameters.check(yaml.safe_load(path.read_text()), parameters.RQ3)
+
+
+def changed(p, **values) -> parameters.RQ3:
+    return parameters.RQ3(**{**p.model_dump(), **values})
+
+
+def test_published_weights_tell_main_from_auxiliary_and_others_do_not(p):
+    p = changed(p, tasks="nds", balancers=["gradnorm"], masked_pairs=["ds"])
+    trained = [(spec.weights, spec.tasks, spec.seed) for spec in studies.models(studies.rq3(p))]
+    assert len(trained) == len(set(trained))
+    of = {
+        weights: {tasks for w, tasks, _ in trained if w == weights} for weights in ("uniform", "published", "gradnorm")
+    }
+    assert of["uniform"] == {"s", "d", "n", "sd", "sn", "dn"}
+    assert of["published"] == {"sd", "ds", "sn", "ns", "dn", "nd"}
+    assert of["gradnorm"] == {"sd", "sn", "dn"}
+    assert ("uniform", "sd", 1) in trained, "the source of transfer attacks, of another seed"
+
+
+def test_uniform_models_are_those_of_rq1(p):
+    path = machine.root() / "params" / "smoke" / "rq1_auxiliary_tasks.yaml"
+    rq1 = parameters.check(yaml.safe_load(path.read_text()), parameters.RQ1)
+    shared = {spec.key for spec in studies.models(studies.rq1(rq1))} & {
+        spec.key for spec in studies.models(studies.rq3(p))
+    }
+    assert len(shared) == 3, "the models of s, d and both, which RQ1 leaves in the store"
+
+
+def test_cells_attack_what_they_say_with_the_same_budget_and_epoch(p):
+    for cell in studies.rq3(p):
+        e = cell.evaluation
+        assert set(e.attack.tasks) == ({cell.main} if cell.attacked == "single" else {cell.main, cell.auxiliary})
+        assert e.epoch == p.epochs
+        if not cell.panel.startswith("masking"):
+            assert (e.attack.eps_255, e.attack.steps) == (p.eps_255, p.steps)
+            assert e.model.weights == (
+                cell.panel if cell.auxiliary != cell.main and cell.panel != "dense" else "uniform"
+            )
+
+
+def test_attacks_that_are_the_same_on_one_task_are_run_once(p):
+    cells = [c for c in studies.rq3(p) if (c.panel, c.main, c.auxiliary, c.attacked) == ("uniform", "s", "d", "single")]
+    assert len(cells) == len(p.attacks)
+    assert {cell.evaluation.attack.name for cell in cells} == {"pgd", "apgd", "mim"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"attacks": ["pgd", "apgd"]}, "pgd, apgd and wgd"),
+        ({"attacks": ["pgd", "apgd", "wgd", "deepfool"]}, "deepfool"),
+        ({"balancers": ["uniform"]}, "gradnorm"),
+        ({"masked_pairs": ["sn"]}, "pairs of letters out of 'sd'"),
+        ({"masked_pairs": ["sd", "ds"]}, "one order only"),
+        ({"many_steps": 5}, "many_steps should be more than steps"),
+        ({"tasks": "s"}, "at least two tasks"),
+    ],
+)
+def test_parameters_that_make_no_sense_are_refused(p, values, message):
+    with pytest.raises(ValueError, match=message):
+        parameters.check({**p.model_dump(), **values}, parameters.RQ3)
+
+
+def attacked_errors(factors: dict[str, dict], images: int = 40) -> pd.DataFrame:
+    """By attack, errors that grow by known factors; the attacked loss is the error."""
+    frames = [errors_of(by_cell, images).assign(setting=name, panel="uniform") for name, by_cell in factors.items()]
+    return pd.concat(frames).assign(adversarial_attacked_loss=lambda rows: rows.adversarial_error)
+
+
+def test_the_worst_case_takes_for_each_image_the_attack_that_raised_the_loss_most():
+    errors = attacked_errors({"pgd": {("s", "s"): 2.0}, "apgd": {("s", "s"): 2.0}})
+    for name, better in (("pgd", errors.image_id % 2 == 0), ("apgd", errors.image_id % 2 == 1)):
+        chosen = (errors.setting == name) & better
+        errors.loc[chosen, ["adversarial_error", "adversarial_attacked_loss"]] += 1
+    errors.loc[errors.setting == "pgd", "adversarial_error"] -= 0.25  # chosen by the loss, reported is the error
+    found = tables.worst_case(errors)
+    worst = found[found.setting == "worst case"].set_index("image_id").sort_index()
+    assert len(found) == len(errors) + 40
+    by_hand = errors.sort_values("adversarial_attacked_loss").groupby("image_id").last()
+    pd.testing.assert_series_equal(worst.adversarial_error, by_hand.adversarial_error)
+
+
+def test_the_worst_case_of_runs_is_that_of_the_ensemble(tiny, tmp_path):
+    """What the table picks from stored attacks is what `attacks.ensemble` finds."""
+    store = Store(tmp_path)
+    members = ("pgd", "mim")
+    frames = []
+    for name in members:
+        attack = AttackSpec(name=name, tasks="s", steps=3, images=6)
+        rows = store.errors(tiny, attack)
+        rows = rows[rows.task == "s"]
+        keys = {"panel": "uniform", "setting": name, "auxiliary": "d", "attacked": "single"}
+        frames.append(rows.assign(**keys, adversarial_attacked_loss=rows.adversarial_loss))
+    worst = tables.worst_case(pd.concat(frames))
+    worst = worst[worst.setting == "worst case"].set_index("image_id").adversarial_loss
+    model, data = store.model(tiny), store.data(tiny, "test", 6)
+    images, targets, masks = data.batch(slice(None))
+    losses = attacks.task_losses(model, targets, masks, "s")
+    keywords = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 3}
+    found = {}
+    for name in members:  # the ensemble's members draw their starts one after the other: give each the store's own
+        found[name] = attacks.NAMED[name](losses, images, generator=torch.Generator().manual_seed(0), **keywords)
+    members = [lambda *_, found=found[name], **__: found for name in members]
+    best = losses(attacks.ensemble(losses, images, attacks=members, **keywords))[0]
+    np.testing.assert_allclose(worst.loc[list(data.ids)], best.detach(), rtol=1e-4)
+
+
+TWO_BY_TWO = {("s", "s"): 3.0, ("s", "d"): 2.0, ("d", "d"): 3.0, ("d", "s"): 2.0}
+
+
+def test_ratios_of_known_vulnerabilities():
+    """Vulnerability 1 (factor 2) under PGD, 2 (factor 3) under APGD: a ratio of 2 in each of the four cells."""
+    errors = attacked_errors({"pgd": TWO_BY_TWO, "apgd": dict.fromkeys(TWO_BY_TWO, 3.0)})
+    table = tables.vulnerabilities(errors)
+    pairs = table[table.main != table.auxiliary]
+    ratios = tables.mean_ratio(tables.against(pairs, "setting", "pgd"), by=["setting", "attacked"])
+    assert ratios.setting.to_list() == ["apgd", "apgd"]
+    assert ratios.ratio.to_list() == pytest.approx([2, 2], rel=0.02)
+    assert ratios.cells.to_list() == [2, 2]
+    assert (ratios.low > 1.9).all()
+    assert (ratios.high < 2.1).all()
+    assert claims.stronger(ratios, "3.2", 1.5).verdict.to_list() == ["agrees"] * 2
+    assert claims.stronger(ratios, "3.2", 2.5).verdict.to_list() == ["disagrees"] * 2
+    assert claims.stronger(ratios.assign(low=0.5), "3.2", 1.5).verdict.to_list() == ["cannot tell at this size"] * 2
+    assert claims.stronger(ratios, "3.2", 1.5)["where"].to_list() == ["apgd, single", "apgd, joint"]
+
+
+def test_a_vulnerability_that_is_not_above_zero_has_no_ratio():
+    errors = attacked_errors({"pgd": {("s", "d"): 0.5, ("d", "s"): 2.0}, "apgd": {("s", "d"): 2.0, ("d", "s"): 3.0}})
+    table = tables.vulnerabilities(errors[errors.attacked == "single"])
+    ratios = tables.mean_ratio(tables.against(table, "setting", "pgd"), by=["setting"])
+    assert ratios.ratio[0] == pytest.approx(2, rel=0.02)
+
+
+def test_equivalence_needs_the_whole_interval_within_the_margin():
+    ratios = pd.DataFrame({"setting": ["a", "b", "c", "d"], "ratio": 1.0, "cells": 4})
+    ratios["low"], ratios["high"] = [0.9, 0.5, 1.3, 0.2], [1.1, 1.1, 1.5, 0.7]
+    verdicts = claims.equivalent(ratios, "3.3", 0.2).verdict.to_list()
+    assert verdicts == ["agrees", "cannot tell at this size", "disagrees", "disagrees"]
+
+
+def test_weights_are_compared_at_the_same_attack_and_cell():
+    uniform = attacked_errors({"pgd": TWO_BY_TWO})
+    weighted = attacked_errors({"pgd": {("s", "d"): 1.5, ("d", "s"): 4.0}}).assign(panel="published")
+    table = tables.vulnerabilities(pd.concat([uniform, weighted]))
+    found = tables.against(table[table.main != table.auxiliary], "panel", "uniform")
+    found = found[found.attacked == "single"].set_index("main")
+    assert found.difference["s"] == pytest.approx(-0.5, abs=0.02)
+    assert found.difference["d"] == pytest.approx(2, abs=0.02)
+    assert (found.panel == "published").all()
+
+
+def test_some_auxiliary_task_helps():
+    factors = {("s", "s"): 3.0, ("s", "d"): 2.0, ("s", "n"): 4.0}
+    factors |= {("d", "d"): 3.0, ("d", "s"): 4.0, ("d", "n"): 5.0}
+    table = tables.vulnerabilities(errors_of(factors))
+    compared = tables.against_single_task(table)
+    told = claims.some_helps(compared[compared.attacked == "single"], "3.4")
+    assert told.verdict.to_list() == ["agrees", "disagrees"]
+    assert told.measured[0] == "best auxiliary task d, -50%"
+
+
+def masking_errors(gains: dict[str, float], noise: float = 0.01, images: int = 40) -> pd.DataFrame:
+    g = np.random.default_rng(0)
+    frames = []
+    for setting, gain in gains.items():
+        rows = {"image_id": range(images), "clean_attacked_loss": 1.0}
+        rows["adversarial_attacked_loss"] = 1 + gain + noise * g.normal(size=images)
+        about = {"panel": "masking uniform", "setting": setting, "weights": "uniform", "trained_tasks": "sd"}
+        frames.append(pd.DataFrame({**rows, **about}))
+    return pd.concat(frames)
+
+
+HEALTHY = {"pgd": 2.0, "many steps": 2.1, "one step": 1.0, "apgd": 2.2, "square": 0.5, "transfer": 0.4}
+HEALTHY |= {"eps 32": 5.0, "eps 128": 9.0, "eps 255": 9.0}
+
+
+def test_a_model_with_honest_gradients_passes_every_check():
+    found = masking.checks(masking_errors(HEALTHY))
+    assert len(found) == len(masking.CHECKS)
+    assert set(found.result) == {"passes"}
+
+
+@pytest.mark.parametrize(
+    ("sign", "check"),
+    [
+        ({"square": 2.5}, "white-box is at least as strong as no gradients"),
+        ({"transfer": 2.5}, "white-box is at least as strong as transfer"),
+        ({"one step": 2.4}, "iterative is at least as strong as one step"),
+        ({"many steps": 1.5}, "more steps are at least as strong"),
+        ({"eps 32": 1.5}, "a larger budget is at least as strong"),
+        ({"eps 255": 7.0}, "the loss saturates up to eps 1"),
+    ],
+)
+def test_each_sign_of_masked_gradients_fails_its_check(sign, check):
+    found = masking.checks(masking_errors({**HEALTHY, **sign}))
+    assert set(found[found.result == "fails"].check) == {check}
+
+
+def test_noise_alone_decides_nothing():
+    found = masking.checks(masking_errors({**HEALTHY, "many steps": 2.0}, noise=1.0)).set_index("check")
+    assert found.result["more steps are at least as strong"] == "cannot tell at this size"
+
+
+def test_zero_gradients_are_counted(tiny, tmp_path):
+    store = Store(tmp_path)
+    found = masking.zero_gradients(store, [tiny], 4)
+    assert found["images without a gradient"][0] == 0
+    model = store.model(tiny)
+    for decoder in model.decoders.values():
+        torch.nn.init.zeros_(decoder[-1].weight)
+    flat = masking.zero_gradients(store, [tiny], 4)
+    assert flat["images without a gradient"][0] == 1
+
+
+def test_curves_begin_at_the_start_and_never_fall(tiny, tmp_path):
+    store = Store(tmp_path)
+    wanted = [AttackSpec(name=name, tasks="sd", steps=4, images=4) for name in ("pgd", "apgd")]
+    curves = masking.curves(store, [tiny], wanted)
+    assert len(curves) == 2 * 5
+    for _, line in curves.groupby("attack"):
+        assert (np.diff(line.best) >= 0).all()
+        assert (line.best >= line.loss - 1e-6).all()
+
+
+def test_a_transfer_attack_is_made_on_its_source(tiny, tmp_path):
+    store = Store(tmp_path)
+    attack = AttackSpec(tasks="s", steps=4, images=6)
+    other = ModelSpec(**{**dict(tiny), "seed": 1})
+    white = store.errors(tiny, attack)
+    transferred = store.errors(tiny, attack, source=other)
+    itself = store.errors(tiny, attack, source=tiny)
+    np.testing.assert_allclose(white.adversarial_loss, itself.adversarial_loss)
+    np.testing.assert_allclose(white.clean_loss, transferred.clean_loss)
+    of_s = white.task == "s"
+    assert transferred[of_s].adversarial_loss.mean() < white[of_s].adversarial_loss.mean()
+    assert set(transferred.attack) == {f"pgd on {other.key}"}
+    assert store.has_errors(tiny, attack, source=other)
+    with pytest.raises(ValueError, match="source"):
+        store.errors(tiny, attack, source=ModelSpec(**{**dict(tiny), "tasks": "d"}))
