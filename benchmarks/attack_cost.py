@@ -4,8 +4,9 @@
 
 Prints one table: the convolution peak in float32 and bfloat16; PGD-25 on a two-task and a five-task model beside the
 same number of bare forward and input-gradient passes, interleaved, with their ratio (goal: at most 1.05); attacks on
-one task of the five-task model; training in images a second; each with its share of the measured peak. Times are
-medians; models and images are random, since cost does not depend on what they hold.
+one task of the five-task model; every other attack on the two-task model (goal: at most 1.10; Square beside bare
+forward passes); training in images a second; each with its share of the measured peak. Times are medians; models and
+images are random, since cost does not depend on what they hold.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtrlib import attacks, evaluation, machine, models, training
 from mtrlib.data import Dataset, load
-from mtrlib.specs import DataSpec, ModelSpec
+from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.tasks import TASKS
 
 STEPS, EPS = 25, 8 / 255
@@ -45,11 +46,14 @@ def main() -> None:
         rows.append({"what": "convolution peak", "precision": precision, "GFLOP/s": peak, "share of peak": 1.0})
         for tasks, attacked in (("sn", "sn"), ("sdDnE", "sdDnE"), ("sdDnE", "s"), ("sdDnE", "d")):
             rows.append(attack_cost(options, device, precision, tasks, attacked, peak))
+        for name in attacks.NAMED if precision == machine.precision() else ():
+            if name != "pgd":
+                rows.append(attack_cost(options, device, precision, "sn", "sn", peak, name))
         rows.append(training_cost(options, device, precision, "sn", peak))
     rows.append({"what": "rendering rooms", "precision": "float32", "images/s": rendering_rate(options)})
     table = pd.DataFrame(rows)
     print(" | ".join(f"{name}: {value}" for name, value in machine.describe().items()))
-    print(f"{options.encoder}, {options.size} pixels, batches of {options.batch}, PGD-{STEPS}, l-infinity 8/255")
+    print(f"{options.encoder}, {options.size} pixels, batches of {options.batch}, {STEPS} steps, l-infinity 8/255")
     print(table.to_string(index=False, na_rep="", float_format="{:.3g}".format))
     if options.output:
         table.to_csv(options.output, index=False)
@@ -66,31 +70,35 @@ def convolution_peak(device: torch.device, precision: str) -> float:
     return 2 * 512 * 512 * 9 * 16 * 16 * 64 / seconds / 1e9
 
 
-def attack_cost(options, device, precision: str, tasks: str, attacked: str, peak: float) -> dict:
-    """PGD on `attacked` tasks of a model of `tasks` against its bare passes."""
+def attack_cost(options, device, precision: str, tasks: str, attacked: str, peak: float, name: str = "pgd") -> dict:
+    """An attack on `attacked` tasks of a model of `tasks` against its bare passes."""
     model = models.build(options.encoder, tasks, classes=CLASSES, seed=0).to(device).eval().requires_grad_(False)
     model = evaluation.in_precision(model, precision)
     images, targets = batch(options.batch, options.size, tasks, device)
     losses = attacks.task_losses(model, targets, None, attacked)
+    spec = AttackSpec(name=name, tasks=attacked, steps=STEPS)
+    attacked_losses = evaluation.task_losses(model, targets, dict.fromkeys(tasks), spec)
+    gradients, forwards = passes(name)
 
     def bare() -> None:
         """The same number of passes, of the network and its loss, with nothing between them."""
         point = images.clone().requires_grad_()
-        for _ in range(STEPS):
+        for _ in range(gradients):
             torch.autograd.grad(losses(point).sum(), point)
         with torch.no_grad():
-            losses(images)
+            for _ in range(forwards):
+                losses(images)
 
-    def pgd() -> None:
-        attacks.pgd(losses, images, eps=EPS, step_size=EPS / 4, steps=STEPS)
+    def attack() -> None:
+        attacks.NAMED[name](attacked_losses, images, eps=EPS, step_size=EPS / 4, steps=STEPS)
 
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        bare(), pgd()  # warm up
-        times = [(clock(bare, device), clock(pgd, device)) for _ in range(options.repeats)]
-        flops = operations(model, images[:1], attacked) * options.batch * (2 * STEPS + 1)
+        bare(), attack()  # warm up
+        times = [(clock(bare, device), clock(attack, device)) for _ in range(options.repeats)]
+        flops = operations(model, images[:1], attacked) * options.batch * (2 * gradients + forwards)
     bare_seconds, seconds = (statistics.median(column) for column in zip(*times, strict=True))
     return {
-        "what": f"PGD-{STEPS} on {attacked} of {tasks}",
+        "what": f"{name}-{STEPS} on {attacked} of {tasks}",
         "precision": precision,
         "ms/image": 1e3 * seconds / options.batch,
         "bare ms/image": 1e3 * bare_seconds / options.batch,
@@ -98,6 +106,13 @@ def attack_cost(options, device, precision: str, tasks: str, attacked: str, peak
         "GFLOP/s": flops / seconds / 1e9,
         "share of peak": flops / seconds / 1e9 / peak,
     }
+
+
+def passes(name: str) -> tuple[int, int]:
+    """Gradients and forward passes without one that an attack of STEPS steps cannot do without."""
+    if name == "ensemble":
+        return 5 * STEPS, 5 * 2  # of five attacks, each of whose results is scored once more
+    return {"fgsm": (1, 1), "square": (0, STEPS + 1)}.get(name, (STEPS, 1))
 
 
 def training_cost(options, device, precision: str, tasks: str, peak: float) -> dict:

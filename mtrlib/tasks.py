@@ -36,7 +36,7 @@ class Task:
     unit: str = "squared error"
     lower_is_better: bool = True
 
-    def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+    def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Training and attack loss of each image: cross-entropy (classes) or L1 (regression).
 
         Parameters
@@ -44,18 +44,18 @@ class Task:
         output : (B, C, H, W), logits or values.
         target : (B, H, W) class indices, or (B, C, H, W) values in the range of the output.
         mask : (B, H, W) bool, true where the label is valid; None where all are.
-        weight : (B, H, W), each pixel's loss is multiplied with it; None for 1.
 
         Returns
         -------
         (B,), float32. Mean over valid pixels; 0 for an image without any.
         """
+        return mean_over_valid(self.pixel_loss(output, target), mask)
+
+    def pixel_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The loss of each pixel, (B, H, W), float32. Parameters as in `loss`."""
         if self.kind == "classes":
-            pixels = F.cross_entropy(output.float(), target.long(), reduction="none")
-        else:
-            pixels = (output.float() - target).abs().mean(dim=1)
-        pixels = pixels if weight is None else pixels * weight
-        return _mean_over_valid(pixels, mask, empty=0.0)
+            return F.cross_entropy(output.float(), target.long(), reduction="none")
+        return (output.float() - target).abs().mean(dim=1)
 
     def error(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Error of each image: 1 - mIoU over the classes present in its label, or mean squared error.
@@ -64,7 +64,7 @@ class Task:
         """
         if self.kind == "classes":
             return _one_minus_miou(output.argmax(dim=1), target.long(), mask, output.shape[1])
-        return _mean_over_valid((output.float() - target).square().mean(dim=1), mask, empty=float("nan"))
+        return mean_over_valid((output.float() - target).square().mean(dim=1), mask, empty=float("nan"))
 
 
 TASKS: dict[str, Task] = {
@@ -101,7 +101,7 @@ def canonical(tasks: str) -> str:
     return "".join(letter for letter in TASKS if letter in parse(tasks))
 
 
-def _mean_over_valid(pixels: Tensor, mask: Tensor | None, empty: float) -> Tensor:
+def mean_over_valid(pixels: Tensor, mask: Tensor | None, empty: float = 0.0) -> Tensor:
     """(B, H, W) -> (B,): mean where mask is true; `empty` for an image where it never is."""
     if mask is None:
         return pixels.flatten(1).mean(dim=1)

@@ -6,7 +6,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from mtrlib import machine
+from mtrlib import attacks, machine
 
 OPTIONS = Namespace(encoder="resnet18_small", size=16, batch=2, repeats=1)
 
@@ -28,3 +28,17 @@ def test_attack_cost_in_both_precisions(attack_cost, precision):
     counted = [row["GFLOP/s"] * row["ms/image"] for row in (one, both)]
     assert counted[0] < counted[1], "a decoder that is not attacked is not counted"
     assert attack_cost.training_cost(OPTIONS, device, precision, "d", 1.0)["images/s"] > 0
+
+
+def test_passes_are_those_that_attacks_make(attack_cost):
+    """Counted on a loss that counts."""
+    images = torch.rand(1, 3, 8, 8)
+    for name, attack in attacks.NAMED.items():
+        counts = [0, 0]
+
+        def losses(points, counts=counts):
+            counts[0 if points.requires_grad else 1] += 1
+            return points.flatten(1).mean(dim=1)[None] + 1
+
+        attack(losses, images, eps=0.1, step_size=0.03, steps=attack_cost.STEPS)
+        assert tuple(counts) == attack_cost.passes(name), name

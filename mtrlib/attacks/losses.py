@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mtrlib.tasks import TASKS
+from mtrlib.tasks import TASKS, mean_over_valid
 
 Losses = Callable[[Tensor], Tensor]
 DENSE = ("cross_entropy", "segpgd", "cospgd")
@@ -56,13 +55,14 @@ def task_losses(
         for letter in tasks:
             task, output, target = TASKS[letter], outputs[letter], targets[letter]
             mask = masks[letter] if masks else None
-            row = task.loss(output, target, mask)
+            pixels = task.pixel_loss(output, target)
+            row = mean_over_valid(pixels, mask)
             if dense != "cross_entropy" and task.kind == "classes" and images.requires_grad:
                 if dense == "segpgd":
                     weight = _segpgd_weight(output, target, (gradients % steps) / (2 * steps))
                 else:
                     weight = _cospgd_weight(output, target)
-                surrogate = task.loss(output, target, mask, weight)
+                surrogate = mean_over_valid(pixels * weight, mask)
                 row = row.detach() + (surrogate - surrogate.detach())
             rows.append(row)
         gradients += images.requires_grad
@@ -89,6 +89,7 @@ def _segpgd_weight(output: Tensor, target: Tensor, share: float) -> Tensor:
 
 
 def _cospgd_weight(output: Tensor, target: Tensor) -> Tensor:
-    probabilities = F.softmax(output.detach().float(), dim=1)
-    chosen = probabilities.gather(1, target.long().clamp(0, output.shape[1] - 1).unsqueeze(1)).squeeze(1)
-    return chosen / probabilities.norm(dim=1)
+    """The cosine of a softmax with a one-hot label: its value at the label over its length, both up to one factor."""
+    logits = output.detach().float()
+    chosen = logits.gather(1, target.long().clamp(0, output.shape[1] - 1).unsqueeze(1)).squeeze(1)
+    return torch.exp(chosen - torch.logsumexp(2 * logits, dim=1) / 2)

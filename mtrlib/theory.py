@@ -1,0 +1,199 @@
+"""The paper's theory from input gradients: first-order vulnerability, theorem 2 and the bound of theorem 4 (paper,
+sections "Adversarial vulnerability of multi-task models" and RQ2; arXiv 2110.15053; after Simon-Gabriel et al. 2019,
+arXiv 1802.01421, and Mao et al. 2020, arXiv 2007.07236).
+
+r_i is the gradient of the loss of task i with respect to the image, L = sum_i w_i L_i the joint loss, eps the budget,
+q the dual of the attack norm: 1 for linf, 2 for l2. To first order an attack raises L by eps ||sum_i w_i r_i||_q.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtrlib.attacks import NORMS, Losses, ball
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Statistics of the gradients of T tasks at N images, and of S weighted sums of them ("combinations").
+
+    Attributes
+    ----------
+    norms : by attack norm ("linf", "l2"), (N, T): ||r_i||_q of each image.
+    joint : by attack norm, (N, S): ||sum_i w_i r_i||_q of each image and combination.
+    moments : (T, T), E<r_i, r_j>, the mean inner product.
+    covariances : (T, T), E<r_i - E r_i, r_j - E r_j>: summed over the image's values.
+    cosines : (T, T), mean over images of the cosine of r_i and r_j; an image where one is zero counts as 0.
+    variances : (T,), mean over the image's values of the variance over images.
+    """
+
+    norms: dict[str, np.ndarray]
+    joint: dict[str, np.ndarray]
+    moments: np.ndarray
+    covariances: np.ndarray
+    cosines: np.ndarray
+    variances: np.ndarray
+
+
+def gradients(losses: Losses, images: Tensor) -> Tensor:
+    """r_i of each image, by one backward pass a task.
+
+    Parameters
+    ----------
+    losses : (B, 3, H, W) -> (T, B), no column depending on another image.
+    images : (B, 3, H, W), in [0, 1].
+
+    Returns
+    -------
+    (T, B, 3, H, W), of the dtype of the images.
+    """
+    point = images.detach().requires_grad_()
+    with torch.enable_grad():
+        rows = ball.checked(losses(point), point)
+        last = len(rows) - 1
+        found = [torch.autograd.grad(row.sum(), point, retain_graph=i < last)[0] for i, row in enumerate(rows)]
+    return torch.stack(found)
+
+
+def statistics(batches: Iterable[tuple[Losses, Tensor]], combinations: np.ndarray) -> Gradients:
+    """Statistics of the gradients over batches. Memory does not grow with the number of images, but for T + S numbers
+    an image.
+
+    Parameters
+    ----------
+    batches : losses and images of each batch, as `gradients` takes them.
+    combinations : (S, T), the weights of each sum.
+    """
+    weights = torch.as_tensor(np.asarray(combinations), dtype=torch.float64)
+    norms, joint = ({norm: [] for norm in NORMS} for _ in range(2))
+    total, squares, moments, cosines, count = 0.0, 0.0, 0.0, 0.0, 0
+    for losses, images in batches:
+        r = gradients(losses, images).flatten(2).double()  # (T, B, D)
+        for norm in NORMS:
+            norms[norm].append(dual(r, norm).T)
+            sums = [dual(torch.einsum("t,tbd->bd", w, r), norm) for w in weights.to(r.device)]
+            joint[norm].append(torch.stack(sums, dim=1))
+        inner = torch.einsum("ibd,jbd->bij", r, r)
+        length = torch.diagonal(inner, dim1=1, dim2=2).sqrt()
+        product = length[:, :, None] * length[:, None, :]
+        cosines = cosines + torch.where(product > 0, inner / product.clamp(min=1e-300), 0.0).sum(dim=0)
+        moments, total = moments + inner.sum(dim=0), total + r.sum(dim=1)
+        squares, count = squares + r.square().sum(dim=1), count + r.shape[1]
+    if count == 0:
+        raise ValueError("Parameter batches should hold at least one image. Found none.")
+    mean = total / count
+    return Gradients(
+        norms={norm: torch.cat(values).cpu().numpy() for norm, values in norms.items()},
+        joint={norm: torch.cat(values).cpu().numpy() for norm, values in joint.items()},
+        moments=(moments / count).cpu().numpy(),
+        covariances=(moments / count - mean @ mean.T).cpu().numpy(),
+        cosines=(cosines / count).cpu().numpy(),
+        variances=(squares / count - mean.square()).mean(dim=1).cpu().numpy(),
+    )
+
+
+def dual(values: Tensor, norm: str) -> Tensor:
+    """(..., D) -> (...): the norm dual to that of the attack."""
+    return values.abs().sum(dim=-1) if norm == "linf" else values.norm(dim=-1)
+
+
+def first_order(joint: np.ndarray, eps: float) -> np.ndarray:
+    """Lemma 2: the vulnerability to first order, eps E||sum_i w_i r_i||_q.
+
+    Parameters
+    ----------
+    joint : (N, ...), `Gradients.joint` of one norm.
+    eps : budget in image units.
+    """
+    return eps * np.asarray(joint).mean(axis=0)
+
+
+def theorem_2(covariances: np.ndarray, tasks: list[int]) -> float:
+    """The factor of K in theorem 2 for uniformly weighted tasks: sqrt((1 + 2/M sum_i sum_{j<i} Cov_ij / Cov_ii) / M).
+
+    Parameters
+    ----------
+    covariances : (T, T), `Gradients.covariances`.
+    tasks : rows of the M tasks, in their order: Cov_ii is that of the later task of a pair.
+
+    Returns
+    -------
+    float; 1 for one task. NaN where the covariances make the square negative.
+    """
+    number = len(tasks)
+    ratios = [covariances[i, j] / covariances[i, i] for k, i in enumerate(tasks) for j in tasks[:k]]
+    square = (1 + 2 / number * sum(ratios)) / number
+    return float(np.sqrt(square)) if square >= 0 else float("nan")
+
+
+def joint_bound(norms: np.ndarray, weights: np.ndarray, eps: float) -> float:
+    """Lemma 5, as theorem 4 uses it: the first-order vulnerability is at most eps N max_i w_i E||r_i||_q.
+
+    By the triangle inequality E||sum_i w_i r_i|| <= sum_i w_i E||r_i||, which is at most N times its largest term.
+
+    Parameters
+    ----------
+    norms : (N_images, T), `Gradients.norms` of one norm.
+    weights : (T,), 0 for tasks that are not attacked.
+    eps : budget in image units.
+    """
+    terms = np.abs(weights) * norms.mean(axis=0)
+    return eps * np.count_nonzero(weights) * float(terms.max())
+
+
+def marginal_bound(norms: np.ndarray, before: list[int], added: int, eps: float, weights: np.ndarray | None) -> float:
+    """Theorem 4: an upper bound of the first-order marginal vulnerability of adding a task.
+
+    eps ((N + 1) w_{N+1} E||r_{N+1}|| + N max_{i <= N} w_i E||r_i||); with uniform weights, 1 / N before and 1 / (N + 1)
+    after, eps (E||r_{N+1}|| + max_{i <= N} E||r_i||).
+
+    Parameters
+    ----------
+    norms : (N_images, T), `Gradients.norms` of one norm.
+    before : rows of the N tasks attacked so far.
+    added : row of the task that is added.
+    eps : budget in image units.
+    weights : (T,), of the tasks' losses; None for uniform weights.
+    """
+    mean, number = norms.mean(axis=0), len(before)
+    if weights is None:
+        return eps * float(mean[added] + mean[before].max())
+    terms = np.asarray(weights) * mean
+    return eps * float((number + 1) * terms[added] + number * terms[before].max())
+
+
+def tight_marginal_bound(norms: np.ndarray, added: int, eps: float, weight: float = 1.0) -> float:
+    """What the triangle inequality alone gives: eps w E||r|| of the added task, w its weight after it is added.
+
+    It also bounds the first-order marginal, since the weights of the earlier tasks do not grow, and is never above
+    theorem 4.
+    """
+    return eps * weight * float(norms.mean(axis=0)[added])
+
+
+def second_order(losses: Losses, images: Tensor, eps: float, norm: str) -> tuple[Tensor, Tensor]:
+    """Terms of the Taylor expansion of the joint loss at the first-order optimum d = eps times the steepest direction.
+
+    The second, d' H d / 2, comes from one product of the Hessian with d. Networks with ReLU have the curvature of their
+    losses and batch norms only.
+
+    Returns
+    -------
+    first, second : (B,) each.
+    """
+    point = images.detach().requires_grad_()
+    with torch.enable_grad():
+        total = ball.checked(losses(point), point).sum()
+        (slope,) = torch.autograd.grad(total, point, create_graph=True)
+        step = eps * ball.direction(slope.detach(), norm)
+        first = (slope * step).flatten(1).sum(dim=1)
+        if not first.requires_grad:  # a loss that is linear in the image
+            return first.detach(), torch.zeros_like(first)
+        (curved,) = torch.autograd.grad(first.sum(), point, allow_unused=True)
+    second = torch.zeros_like(first) if curved is None else 0.5 * (curved * step).flatten(1).sum(dim=1)
+    return first.detach(), second.detach()
