@@ -122,6 +122,54 @@ def equivalent(ratios: pd.DataFrame, number: str, margin: float) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
+def orders(table: pd.DataFrame, number: str, often: float) -> pd.DataFrame:
+    """Claim 2.1, from `marginal.orders` with a column `norm`: steps often raise the vulnerability (at least `often` of
+    them), and it is not monotone in the number of tasks (fewer than `often` of the orders)."""
+    rows = []
+    for row in table.to_dict("records"):
+        where = f"{row['norm']}, {row['weighting']}"
+        for name, what, claimed in (
+            ("rising", "steps raise it", "above"),
+            ("monotone", "orders are monotone", "below"),
+        ):
+            low, high = row[f"{name}_low"], row[f"{name}_high"]
+            measured = f"{row[name]:.0%} of the {what}"
+            rows.append(_row(number, where, measured, f"[{low:.0%}, {high:.0%}]", verdict(low, high, often, claimed)))
+    return pd.DataFrame(rows)
+
+
+def falling(table: pd.DataFrame, number: str, often: float) -> pd.DataFrame:
+    """Claim 2.3, from `tables.share_less_vulnerable` over steps that add a task: with weights 1/N most steps lower the
+    vulnerability unless they add s or E; with weights 1 most do not."""
+    rows = []
+    for row in table.itertuples():
+        claimed = "above" if row.weighting == "mean" and row.added_is == "another task" else "below"
+        where = f"{row.model}, {'1/N' if row.weighting == 'mean' else 'summed'}, adding {row.added_is}"
+        measured = f"{row.share:.0%} of {row.cells} steps lower it"
+        answer = verdict(row.low, row.high, often, claimed)
+        rows.append(_row(number, where, measured, f"[{row.low:.0%}, {row.high:.0%}]", answer))
+    return pd.DataFrame(rows)
+
+
+def governed(agreement: pd.DataFrame, number: str, threshold: float) -> pd.DataFrame:
+    """Claim 2.2, from `marginal.agreement`: the bound of theorem 4 orders the marginals (rank correlation of at least
+    `threshold`), better than theorem 2 does, and is never broken."""
+    rows = []
+    for row in agreement.itertuples():
+        where = f"{row.norm}, {'1/N' if row.weighting == 'mean' else 'summed'}"
+        if row.prediction == "theorem_4":
+            answer = verdict(row.low, row.high, threshold, "above")
+            measured = f"rank correlation with theorem 4 {row.correlation:.2f}"
+            rows.append(_row(number, where, measured, f"[{row.low:.2f}, {row.high:.2f}]", answer))
+            held = AGREES if row.below == 0 else DISAGREES
+            rows.append(_row(number, where, f"bound broken by {row.below:.0%} of the marginals", "(no interval)", held))
+        if row.prediction == "theorem_2":
+            answer = verdict(row.lead_low, row.lead_high, 0.0, "above")
+            measured = f"ahead of theorem 2 by {row.lead:+.2f}"
+            rows.append(_row(number, where, measured, f"[{row.lead_low:+.2f}, {row.lead_high:+.2f}]", answer))
+    return pd.DataFrame(rows)
+
+
 def plateau(table: pd.DataFrame, number: str, full: int) -> pd.DataFrame:
     """Claim 1.6 on two-task models: joint attacks reach their final strength in fewer steps than single ones.
 

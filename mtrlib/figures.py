@@ -3,6 +3,7 @@ colour-blind can tell apart); axes carry units; text is readable at half size.""
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,7 +14,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from mtrlib.tasks import TASKS
+from mtrlib.tasks import TASKS, canonical
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _COLOURS += ("#7F3C8D", "#000000", "#A5AA99", "#8C510A", "#666666")
@@ -95,6 +96,87 @@ def lines(table: pd.DataFrame, xlabel: str, ylabel: str, *, log: bool = False) -
             axis.set(title=f"main task {main}", xlabel=xlabel)
         axes[0][0].set_ylabel(ylabel)
         _task_legend(figure, [letter for letter in TASKS if letter in set(table.auxiliary)])
+    return _closed(figure)
+
+
+def chains(table: pd.DataFrame, orders: list[str], *, background: bool = True) -> Figure:
+    """Adversarial vulnerability as tasks are added, a panel a weighting: one line an order, and at each step the colour
+    and marker of the task that it adds.
+
+    Parameters
+    ----------
+    table : as `marginal.vulnerabilities` gives it, of one panel and setting.
+    orders : the orders to draw in black.
+    background : draw all orders of the tasks in grey, and their mean.
+    """
+    styles = ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 3))]
+    weightings = list(dict.fromkeys(table.weighting))
+    letters = [letter for letter in TASKS if letter in set("".join(orders))]
+    with plt.rc_context(_STYLE):
+        size = (4.6 * len(weightings) + 2.2, 4.0)
+        figure, axes = plt.subplots(1, len(weightings), figsize=size, layout="constrained", squeeze=False)
+        for axis, weighting in zip(axes[0], weightings, strict=True):
+            value = table[table.weighting == weighting].set_index("tasks").value
+
+            def line(order: tuple[str, ...] | str, value=value) -> list[float]:
+                return [value[canonical("".join(order[:k]))] for k in range(1, len(order) + 1)]
+
+            if background:
+                everything = np.array([line(order) for order in permutations(canonical("".join(letters)))])
+                numbers = np.arange(1, everything.shape[1] + 1)
+                axis.plot(numbers, everything.T, color="0.85", linewidth=1, zorder=0)
+                axis.plot(numbers, everything.mean(axis=0), color="0.5", linewidth=4, zorder=1)
+            for order, style in zip(orders, styles, strict=False):
+                points = line(order)
+                axis.plot(range(1, len(order) + 1), points, color="black", linestyle=style, linewidth=1.3, zorder=2)
+                for k, letter in enumerate(order, start=1):
+                    axis.plot(k, points[k - 1], marker=MARKERS[letter], color=COLOURS[letter], markersize=8, zorder=3)
+            axis.set_xticks(range(1, len(letters) + 1))
+            axis.set(xlabel="attacked tasks", title={"sum": "losses summed", "mean": "weights 1/N"}[weighting])
+        axes[0][0].set_ylabel("adversarial vulnerability\n(unit of the losses)")
+        handles = [
+            plt.Line2D([], [], color=COLOURS[x], marker=MARKERS[x], linestyle="", label=f"{x}: {TASKS[x].name}")
+            for x in letters
+        ]
+        handles += [
+            plt.Line2D([], [], color="black", linestyle=s, label=o) for o, s in zip(orders, styles, strict=False)
+        ]
+        if background:
+            handles.append(plt.Line2D([], [], color="0.5", linewidth=4, label="mean of all orders"))
+        figure.legend(handles=handles, loc="outside right upper", frameon=False, title="task added, order")
+    return _closed(figure)
+
+
+def predicted(steps: pd.DataFrame, names: dict[str, str]) -> Figure:
+    """Measured marginal vulnerability over what the theory predicts, a column a prediction and a row a norm, with the
+    line of equality; the colour is that of the added task.
+
+    Parameters
+    ----------
+    steps : marginals as `marginal.predictions` gives them, of one weighting, with a column `norm`.
+    names : columns to draw, with their titles.
+    """
+    norms = list(dict.fromkeys(steps.norm))
+    letters = [letter for letter in TASKS if letter in set(steps.added)]
+    with plt.rc_context(_STYLE):
+        size = (3.4 * len(names) + 1.8, 3.2 * len(norms))
+        figure, axes = plt.subplots(len(norms), len(names), figsize=size, layout="constrained", squeeze=False)
+        for row, norm in enumerate(norms):
+            for column, (name, title) in enumerate(names.items()):
+                axis, group = axes[row][column], steps[steps.norm == norm]
+                for letter in letters:
+                    rows = group[group.added == letter]
+                    axis.plot(rows[name], rows.measured, MARKERS[letter], color=COLOURS[letter], alpha=0.8)
+                ends = [min(group[name].min(), group.measured.min()), max(group[name].max(), group.measured.max())]
+                axis.plot(ends, ends, color="0.6", linewidth=1, zorder=0)
+                axis.set(title=f"{title}, {norm}")
+            axes[row][0].set_ylabel("measured")
+        figure.supxlabel("predicted marginal vulnerability (unit of the losses)", fontsize=12)
+        handles = [
+            plt.Line2D([], [], color=COLOURS[x], marker=MARKERS[x], linestyle="", label=f"{x}: {TASKS[x].name}")
+            for x in letters
+        ]
+        figure.legend(handles=handles, loc="outside right upper", frameon=False, title="task added")
     return _closed(figure)
 
 

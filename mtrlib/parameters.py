@@ -136,6 +136,28 @@ class RQ1(Study):
         return self
 
 
+class RQ2(Study):
+    """Parameters of the notebook `rq2_marginal_vulnerability`.
+
+    chains : orders of tasks; a model is trained of every beginning of each.
+    eps_panel : budgets, in 255ths, at which predictions are compared, beside `eps_255`.
+    gradient_images : test images at which gradients are taken.
+    """
+
+    chains: Annotated[list[Tasks], Field(min_length=1), AfterValidator(_different)]
+    eps_panel: Annotated[list[Positive], Field(min_length=1), AfterValidator(_different)]
+    gradient_images: int = Field(ge=2)
+
+    @model_validator(mode="after")
+    def _chains(self) -> RQ2:
+        for chain in self.chains:
+            if len(chain) < 2 or set(chain) - set(self.tasks):
+                raise ValueError(
+                    f"chains should be orders of two or more letters out of {self.tasks!r}, found {chain!r}"
+                )
+        return self
+
+
 class RQ3(Study):
     """Parameters of the notebook `rq3_task_weights`.
 

@@ -14,7 +14,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from mtrlib.parameters import RQ1, RQ3
+from mtrlib.parameters import RQ1, RQ2, RQ3
 from mtrlib.progress import bar
 from mtrlib.specs import AttackSpec, Evaluation, ModelSpec
 from mtrlib.store import Store
@@ -78,6 +78,41 @@ def rq1(p: RQ1) -> list[Cell]:
     for epoch in checkpoints:
         found += cells("epochs", epoch, p.panel_images, epoch=None if epoch == checkpoints[-1] else epoch)
     return found
+
+
+def rq2(p: RQ2) -> list[Cell]:
+    """Everything that RQ2 needs.
+
+    Panels: "linf" and "l2" (of the matched budget), every set of tasks of one model of all tasks, the budget in 255ths
+    of linf as setting; "chains", models of the beginnings of `p.chains`, each attacked on all of its tasks.
+    """
+    tasks = canonical(p.tasks)
+    found = []
+
+    def cell(panel, setting, model, attacked, **changes) -> Cell:
+        evaluation = Evaluation(model=model, attack=p.attack(attacked, **changes), epoch=model.epochs)
+        kind = "single" if len(attacked) == 1 else "joint"
+        return Cell(panel, setting, attacked[0], attacked[1:] or attacked, kind, changes["images"], evaluation)
+
+    for seed in p.seeds:
+        model = p.model(tasks, seed)
+        for eps in dict.fromkeys((p.eps_255, *p.eps_panel)):
+            images = p.test_images if eps == p.eps_255 else p.panel_images
+            step = p.step_size_255 / p.eps_255
+            for norm in ("linf", "l2"):
+                budget = eps if norm == "linf" else matched_l2_eps_255(eps, p.size)
+                attack = {"norm": norm, "eps_255": budget, "step_size_255": step * budget, "images": images}
+                found += [cell(norm, eps, model, attacked, **attack) for attacked in subsets(tasks)]
+        beginnings = (canonical(chain[:k]) for chain in p.chains for k in range(1, len(chain) + 1))
+        for begun in dict.fromkeys(beginnings):
+            found.append(cell("chains", p.eps_255, p.model(begun, seed), begun, images=p.test_images))
+    return found
+
+
+def subsets(tasks: str) -> list[str]:
+    """Every set of one or more of the tasks, in the paper's order."""
+    letters = canonical(tasks)
+    return ["".join(chosen) for size in range(1, len(letters) + 1) for chosen in combinations(letters, size)]
 
 
 # With one attacked task the weights that these give it change nothing: they are the attack on the right.

@@ -4,7 +4,13 @@ import yaml
 from mtrlib import machine, parameters, studies
 
 PARAMETERS = machine.root() / "params"
-KINDS = {"tour": parameters.Tour, "rq1_auxiliary_tasks": parameters.RQ1, "rq3_task_weights": parameters.RQ3}
+KINDS = {
+    "tour": parameters.Tour,
+    "rq1_auxiliary_tasks": parameters.RQ1,
+    "rq2_marginal_vulnerability": parameters.RQ2,
+    "rq3_task_weights": parameters.RQ3,
+}
+STUDIES = {parameters.RQ1: studies.rq1, parameters.RQ2: studies.rq2, parameters.RQ3: studies.rq3}
 
 
 def smoke() -> dict:
@@ -16,8 +22,8 @@ def test_every_parameters_file_is_valid(path):
     values = yaml.safe_load(path.read_text())
     p = parameters.check(dict(values), KINDS[path.stem])
     assert path.parent.name in p.output
-    study = {"rq1_auxiliary_tasks": studies.rq1, "rq3_task_weights": studies.rq3}.get(path.stem)
-    assert study is None or study(p)
+    if type(p) in STUDIES:
+        assert STUDIES[type(p)](p)
 
 
 @pytest.mark.parametrize(

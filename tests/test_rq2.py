@@ -1,0 +1,189 @@
+"""RQ2: its study, marginal vulnerabilities, predictions and verdicts."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from mtrlib import claims, machine, marginal, parameters, studies, tables, theory
+from mtrlib.specs import AttackSpec
+from mtrlib.store import Store
+
+
+@pytest.fixture
+def p() -> parameters.RQ2:
+    path = machine.root() / "params" / "smoke" / "rq2_marginal_vulnerability.yaml"
+    return parameters.check(yaml.safe_load(path.read_text()), parameters.RQ2)
+
+
+def changed(p, **values) -> parameters.RQ2:
+    return parameters.RQ2(**{**p.model_dump(), **values})
+
+
+def test_five_tasks_have_thirty_one_sets(p):
+    p = changed(p, tasks="EnDds", chains=["sdDnE"])
+    cells = studies.rq2(p)
+    linf = [cell for cell in cells if cell.panel == "linf" and cell.setting == p.eps_255]
+    assert len(linf) == len({cell.evaluation.attack.tasks for cell in linf}) == 31
+    assert {cell.evaluation.model.tasks for cell in linf} == {"sdDnE"}
+    trained = {cell.evaluation.model.tasks for cell in cells if cell.panel == "chains"}
+    assert trained == {"s", "sd", "sdD", "sdDn", "sdDnE"}
+
+
+def test_every_attack_is_on_the_tasks_that_it_says_with_a_matched_budget(p):
+    for cell in studies.rq2(p):
+        attack = cell.evaluation.attack
+        assert set(attack.tasks) == {cell.main, *cell.auxiliary}
+        assert attack.eps_255 == pytest.approx(cell.setting * (np.sqrt(3) * p.size if cell.panel == "l2" else 1))
+        assert attack.step_size_255 / attack.eps_255 == pytest.approx(p.step_size_255 / p.eps_255)
+
+
+def test_chains_have_known_letters(p):
+    with pytest.raises(ValueError, match="orders of two or more letters out of 'sdn'"):
+        changed(p, chains=["sE"])
+    with pytest.raises(ValueError, match="different letters"):
+        changed(p, chains=["ss"])
+
+
+def errors_of(rises: dict[str, float], images: int = 30, noise: float = 0.0) -> pd.DataFrame:
+    """By attacked set, errors in which the attacked loss rises by a known amount."""
+    g = np.random.default_rng(0)
+    frames = []
+    for tasks, rise in rises.items():
+        clean = g.uniform(0.5, 1, images)
+        rows = {"clean_attacked_loss": clean, "adversarial_attacked_loss": clean + rise + noise * g.normal(size=images)}
+        about = {"panel": "linf", "setting": 8.0, "attacked_tasks": tasks, "seed": 0, "image_id": range(images)}
+        frames.append(pd.DataFrame({**rows, **about}))
+    return pd.concat(frames)
+
+
+RISES = {"s": 1.0, "d": 0.2, "n": 0.5, "sd": 1.1, "sn": 1.4, "dn": 0.38, "sdn": 1.5}
+
+
+def test_vulnerabilities_marginals_and_orders_by_hand():
+    table = marginal.vulnerabilities(errors_of(RISES))
+    summed = table[table.weighting == "sum"].set_index("tasks").value
+    mean = table[table.weighting == "mean"].set_index("tasks").value
+    assert summed.to_dict() == pytest.approx(RISES)
+    assert mean["sn"] == pytest.approx(0.7)
+    steps = marginal.marginals(table).set_index(["weighting", "before", "added"]).difference
+    assert len(steps) == 2 * (3 * 2 + 3)
+    assert steps["sum", "n", "d"] == pytest.approx(-0.12)
+    assert steps["mean", "s", "n"] == pytest.approx(-0.3)
+    assert steps["mean", "dn", "s"] == pytest.approx(0.31)
+    chain = marginal.marginals(table, ["nds"])
+    assert chain[chain.weighting == "sum"].difference.to_list() == pytest.approx([-0.12, 1.12])
+    found = marginal.orders(table).set_index("weighting")
+    assert found.orders.to_list() == [6, 6]
+    # Summed, only n -> dn falls, in one of six orders. 1 / N: s 1, d .2, n .5, sd .55, sn .7, dn .19, sdn .5.
+    assert found.rising["sum"] == pytest.approx(11 / 12)
+    assert found.monotone["sum"] == pytest.approx(5 / 6)
+    # Rising: d -> sd, n -> sn, dn -> sdn (twice), of the twelve steps. Monotone: s first (two orders).
+    assert found.rising["mean"] == pytest.approx(4 / 12)
+    assert found.monotone["mean"] == pytest.approx(2 / 6)
+
+
+def test_the_absolute_change_counts():
+    table = marginal.vulnerabilities(errors_of({"s": -0.3}))
+    assert table.value.to_list() == pytest.approx([0.3, 0.3])
+
+
+def test_predictions_of_gradients_that_are_known():
+    """Orthogonal gradients of norms 3 and 4: 5 together in l2, 7 in linf if they touch different values."""
+    norms = np.array([[3.0, 4.0]] * 4)
+    joint = {"linf": np.array([[3.0, 4.0, 7.0]] * 4), "l2": np.array([[3.0, 4.0, 5.0]] * 4)}
+    covariances = np.array([[9.0, 0.0], [0.0, 16.0]])
+    found = theory.Gradients(
+        norms={"linf": norms, "l2": norms},
+        joint=joint,
+        moments=covariances,
+        covariances=covariances,
+        cosines=np.eye(2),
+        variances=np.array([9.0, 16.0]),
+    )
+    table = marginal.vulnerabilities(errors_of({"s": 3.2, "d": 4.4, "sd": 5.5}))
+    of_sets, of_steps = marginal.predictions(table, found, "sd", ["s", "d", "sd"], "l2", 1.0)
+    of_sets = of_sets.set_index(["weighting", "tasks"])
+    assert of_sets.first_order["sum", "sd"] == pytest.approx(5)
+    assert of_sets.first_order["mean", "sd"] == pytest.approx(2.5)
+    assert of_sets.theorem_2["mean", "sd"] == pytest.approx(3.8 / np.sqrt(2))
+    assert np.isnan(of_sets.theorem_2["sum", "sd"])
+    added = of_steps.set_index(["weighting", "before", "added"])
+    assert added.measured["sum", "s", "d"] == pytest.approx(2.3)
+    assert added.first_order["sum", "s", "d"] == pytest.approx(2)
+    assert added.theorem_4["sum", "s", "d"] == pytest.approx(2 * 4 + 1 * 3)
+    assert added.theorem_4["mean", "s", "d"] == pytest.approx(4 + 3)
+    assert added.tight["sum", "s", "d"] == pytest.approx(4)
+    assert added.tight["mean", "s", "d"] == pytest.approx(2)
+
+
+def test_agreement_finds_the_prediction_that_orders_the_marginals():
+    g = np.random.default_rng(0)
+    measured = np.arange(1.0, 13.0)
+    steps = pd.DataFrame({"norm": "linf", "weighting": "mean", "before": "s", "added": "d", "measured": measured})
+    steps["theorem_4"], steps["tight"] = 2 * measured, measured - 0.5
+    steps["first_order"], steps["theorem_2"] = measured, g.permutation(measured)
+    steps["replicates"] = [value + 0.01 * g.normal(size=500) for value in measured]
+    found = marginal.agreement(steps).set_index("prediction")
+    assert found.correlation["theorem_4"] == pytest.approx(1)
+    assert found.below["theorem_4"] == 0
+    assert found.below["tight"] == 1
+    assert found.ratio["theorem_4"] == pytest.approx(2)
+    assert found.lead_low["theorem_2"] > 0
+    told = claims.governed(found.reset_index(), "2.2", 0.5)
+    assert told.verdict.to_list() == ["agrees"] * 3
+
+
+def test_a_broken_bound_disagrees():
+    g = np.random.default_rng(0)
+    steps = pd.DataFrame(
+        {"norm": "linf", "weighting": "sum", "before": "s", "added": "d", "measured": np.arange(1.0, 9)}
+    )
+    for name in ("theorem_4", "tight", "first_order"):
+        steps[name] = steps.measured * 0.9
+    steps["theorem_2"] = np.nan
+    steps["replicates"] = [value + 0.01 * g.normal(size=500) for value in steps.measured]
+    found = marginal.agreement(steps)
+    assert "theorem_2" not in set(found.prediction)
+    told = claims.governed(found, "2.2", 0.5)
+    assert told.verdict.to_list() == ["agrees", "disagrees"]
+
+
+def test_claims_on_orders_and_falling_steps():
+    rows = {"norm": "linf", "weighting": "sum", "rising": 0.8, "rising_low": 0.7, "rising_high": 0.9}
+    rows |= {"monotone": 0.2, "monotone_low": 0.1, "monotone_high": 0.3}
+    assert claims.orders(pd.DataFrame([rows]), "2.1", 0.5).verdict.to_list() == ["agrees", "agrees"]
+    table = marginal.vulnerabilities(errors_of(RISES, noise=0.001))
+    steps = marginal.marginals(table).assign(model="one", added_is="another task")
+    share = tables.share_less_vulnerable(steps, by=["model", "weighting", "added_is"])
+    told = claims.falling(share.assign(low=share.share - 0.05, high=share.share + 0.05), "2.3", 0.5)
+    assert told["where"].to_list() == ["one, summed, adding another task", "one, 1/N, adding another task"]
+    assert told.verdict[0] == "agrees"
+
+
+def test_assumptions_by_hand():
+    """Gradients with a mean of their own, of two tasks with variances 1 and 3 and a correlation of -.5."""
+    covariances = np.array([[1.0, -0.5 * np.sqrt(3)], [-0.5 * np.sqrt(3), 3.0]])
+    norms = {"linf": np.ones((10, 2)), "l2": np.ones((10, 2))}
+    moments = covariances + np.diag([1.0, 0.0])
+    found = marginal.assumptions(theory.Gradients(norms, norms, moments, covariances, np.eye(2), np.ones(2)), "sd")
+    assert found.mean_share.to_list() == pytest.approx([0.5, 0])
+    assert found.expected.to_list() == pytest.approx([0.1, 0.1])
+    assert found.relative_variance.to_list() == pytest.approx([0.5, 1.5])
+    assert found.correlation.to_list() == pytest.approx([0.5, 0.5])
+
+
+def test_gradients_of_a_model_do_not_depend_on_the_batch_and_the_expansion_holds_at_small_budgets(tiny, tmp_path):
+    store = Store(tmp_path)
+    sets = studies.subsets(tiny.tasks)
+    one, two = (marginal.gradients(store, tiny, sets, 7, batch=batch) for batch in (7, 2))
+    np.testing.assert_allclose(one.joint["l2"], two.joint["l2"], rtol=1e-3)
+    np.testing.assert_allclose(one.norms["linf"], one.joint["linf"][:, :2], rtol=1e-6)
+    frames = []
+    for eps in (8.0, 0.05):
+        attack = AttackSpec(tasks="sd", eps_255=eps, step_size_255=eps / 4, steps=12, images=7)
+        rows = studies._with_attacked_losses(store.errors(tiny, attack), type("E", (), {"attack": attack}))
+        frames.append(rows[rows.task == "s"].assign(panel="linf", setting=eps))
+    found = marginal.expansion(store, tiny, pd.concat(frames), 7).set_index("eps_255")
+    assert abs(found["first over measured"][0.05] - 1) < 0.05
+    assert abs(found["first over measured"][0.05] - 1) < abs(found["first over measured"][8.0] - 1)
