@@ -174,7 +174,8 @@ def predictions(
     Returns
     -------
     Of sets: tasks, weighting, measured, first_order (lemma 2), theorem_2 ("mean" only; K is the mean of the measured
-    vulnerabilities of the single tasks of the set).
+    vulnerabilities of the single tasks of the set), relative and factor (measured and theorem_2 over K), replicates
+    and relative_replicates.
     Of marginals: weighting, before, added, measured, first_order, theorem_2, theorem_4 (the bound) and tight (the
     bound by the triangle inequality alone), with replicates of the measured one.
     """
@@ -182,7 +183,7 @@ def predictions(
     place = {letter: row for row, letter in enumerate(tasks)}
     of_sets, of_steps = [], []
     for weighting, group in table.groupby("weighting", sort=False):
-        value = group.set_index("tasks").value
+        value, drawn = group.set_index("tasks").value, group.set_index("tasks").replicates
         mean = weighting == "mean"
         scale = {s: 1 / len(s) if mean else 1.0 for s in sets}
         predicted = {}
@@ -190,8 +191,10 @@ def predictions(
             constant = np.mean([value[letter] for letter in s])
             factor = theory.theorem_2(found.covariances, [place[letter] for letter in s])
             predicted[s] = (scale[s] * first[s], constant * factor if mean else np.nan)
-            about = {"tasks": s, "weighting": weighting, "measured": value[s]}
-            of_sets.append({**about, "first_order": predicted[s][0], "theorem_2": predicted[s][1]})
+            about = {"tasks": s, "weighting": weighting, "measured": value[s], "first_order": predicted[s][0]}
+            about |= {"theorem_2": predicted[s][1], "relative": value[s] / constant, "factor": factor}
+            relative = drawn[s] / np.mean([drawn[letter] for letter in s], axis=0)
+            of_sets.append({**about, "replicates": drawn[s], "relative_replicates": relative})
         for row in marginals(group).itertuples():
             after = canonical(row.before + row.added)
             before, added = [place[letter] for letter in row.before], place[row.added]
@@ -279,6 +282,36 @@ def expansion(store: Store, spec: ModelSpec, errors: pd.DataFrame, images: int) 
         one, two = first.mean().item(), (first + second).mean().item()
         about = {"norm": norm, "eps_255": setting, "measured": measured, "first_order": one, "second_order": two}
         rows.append({**about, "first over measured": one / measured, "second over measured": two / measured})
+    return pd.DataFrame(rows)
+
+
+def fewer_or_alike(of_sets: pd.DataFrame) -> pd.DataFrame:
+    """Whether more tasks, and less correlated ones, mean a less vulnerable set, as theorem 2 says of weights 1/N.
+
+    Parameters
+    ----------
+    of_sets : sets as `predictions` gives them, with a column `norm`.
+
+    Returns
+    -------
+    One row a norm and question: norm, question, correlation (Spearman's, over the sets of two and more tasks) with low
+    and high (95 %, over images and sets). "more tasks": of the vulnerability relative to the mean of the set's single
+    tasks with the number of tasks, below 0 if theorem 2 is right; "less correlated": of the same with theorem 2's
+    factor, above 0 if it is.
+    """
+    rows = []
+    chosen = of_sets[(of_sets.weighting == "mean") & (of_sets.tasks.str.len() > 1)]
+    for norm, group in chosen.groupby("norm", sort=False):
+        drawn = np.stack(group.relative_replicates.to_list(), axis=1)
+        index = np.random.default_rng(0).integers(len(group), size=(len(drawn), len(group)))
+        drawn = np.take_along_axis(drawn, index, axis=1)
+        for question, values in (("more tasks", group.tasks.str.len()), ("less correlated", group.factor)):
+            values = values.to_numpy(float)
+            point = _spearman(group.relative.to_numpy()[None], values[None])[0]
+            low, high = metrics.interval(_spearman(drawn, values[index]))
+            rows.append(
+                {"norm": norm, "question": question, "correlation": point, "low": float(low), "high": float(high)}
+            )
     return pd.DataFrame(rows)
 
 

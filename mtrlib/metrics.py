@@ -33,19 +33,46 @@ def relative_task_vulnerability(clean, adversarial, reduction: str = "per_image"
     return float(_vulnerability(clean, adversarial, reduction, np.ones((1, clean.shape[-1])))[0])
 
 
-def adversarial_vulnerability(clean_loss, adversarial_loss) -> float:
+def adversarial_vulnerability(clean_loss, adversarial_loss, weights="sum") -> float:
     """Definition 1: mean over images of |L(x + delta) - L(x)|, with delta the strongest attack found within the budget.
 
     Parameters
     ----------
-    clean_loss, adversarial_loss : (N,) losses of the attacked set of tasks, or (T, N), one row a task, which are
-        summed over the tasks first: the loss of a set of tasks is the sum of theirs.
+    clean_loss, adversarial_loss : (N,) losses of the attacked set of tasks, or (T, N), one row a task.
+    weights : of the tasks in the loss of their set: "sum" (1 each), "mean" (1 / T each) or T numbers. Rows of one set
+        that is summed already have one weight.
+
+    Returns
+    -------
+    float, in the unit of the losses.
     """
     clean, adversarial = np.asarray(clean_loss, float), np.asarray(adversarial_loss, float)
     if clean.shape != adversarial.shape or clean.ndim not in (1, 2):
         raise ValueError(f"Losses should both be (N,) or (T, N). Found {clean.shape} and {adversarial.shape}.")
-    change = adversarial - clean
-    return float(np.abs(change.sum(axis=0) if change.ndim == 2 else change).mean())
+    change = np.atleast_2d(adversarial - clean)
+    number = len(change)
+    named = {"sum": np.ones(number), "mean": np.full(number, 1 / number)}
+    if isinstance(weights, str) and weights not in named:
+        raise ValueError(f"Parameter weights should be sum, mean or numbers. Found weights = {weights!r}.")
+    given = named[weights] if isinstance(weights, str) else np.asarray(weights, float)
+    if given.shape != (number,):
+        raise ValueError(f"Parameter weights should have one number a task, {number}. Found {given.shape}.")
+    return float(np.abs(given @ change).mean())
+
+
+def marginal_vulnerability(before: tuple, after: tuple, weights_before="sum", weights_after="sum") -> float:
+    """Definition 3: the adversarial vulnerability of a set of tasks with one task more minus that without it.
+
+    Parameters
+    ----------
+    before, after : (clean_loss, adversarial_loss) of each set, under the attack on that set; as in
+        `adversarial_vulnerability`, as are the weights.
+
+    Returns
+    -------
+    float, in the unit of the losses; below 0 where the added task makes the set less vulnerable.
+    """
+    return adversarial_vulnerability(*after, weights_after) - adversarial_vulnerability(*before, weights_before)
 
 
 def left_out(clean, adversarial) -> int:

@@ -1,9 +1,8 @@
 """Multi-task networks: one shared encoder, one decoder for each task (paper, section "Models"; arXiv 2110.15053).
 
-`resnet18` is torchvision's ResNet-18 from scratch (output stride 32) with the decoder of Taskonomy as the authors
-use it: five 2 x 2 transposed convolutions of stride 2, no skip connections. `resnet18_small` is the same network for
-64-pixel images: half the channels, a 3 x 3 stem of stride 2 without max-pooling and output stride 8, so that a
-64-pixel image keeps the 8 x 8 latent that a 256-pixel image has in the paper, and a decoder of three such stages.
+The encoders are those of `encoders`. The decoder is that of Taskonomy as the authors use it: 2 x 2 transposed
+convolutions of stride 2, as many as bring the latent back to the size of the image (five from stride 32), no skip
+connections. `xception_small` has one of its own.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, resnet18
 
+from mtrlib import encoders
+from mtrlib.encoders import ENCODERS
 from mtrlib.tasks import TASKS, parse
 
-STRIDES = {"resnet18": 32, "resnet18_small": 8}  # pixels of the image to one of the latent
-ENCODERS = tuple(STRIDES)
+__all__ = ["ENCODERS", "MultiTaskModel", "build"]
 
 
 class MultiTaskModel(nn.Module):
@@ -65,55 +64,44 @@ class MultiTaskModel(nn.Module):
         return self.encoder((images - self.mean) / self.deviation)
 
 
-def build(encoder: str, tasks: str, *, classes: int | None = None, seed: int | None = None) -> MultiTaskModel:
+def build(
+    encoder: str, tasks: str, *, classes: int | None = None, seed: int | None = None, pretrained: bool = False
+) -> MultiTaskModel:
     """A new model with random weights.
 
     Parameters
     ----------
-    encoder : one of `ENCODERS`.
+    encoder : one of `ENCODERS`, or "timm/<name>" for a network of timm.
     tasks : letters of its tasks.
     classes : number of classes of s; None for Taskonomy's 18.
     seed : of the weights, the same on every machine; None draws from torch's global generator. With a seed, the
         encoder and each decoder have their weights from streams of their own: models that share a seed and a task
-        start from the same encoder and the same decoder of that task.
+        start from the same encoder and the same decoder of that task. Networks of timm keep its own way to draw them.
+    pretrained : begin from timm's trained weights; for "timm/<name>" only.
     """
     parse(tasks)
-    if encoder not in ENCODERS:
-        raise ValueError(f"Parameter encoder should be one of {', '.join(ENCODERS)}. Found encoder = {encoder!r}.")
-    body, latent, widths = _encoder(encoder)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed * 1000)
+        body, latent = encoders.build(encoder, pretrained)
     channels = {letter: TASKS[letter].channels for letter in tasks}
     if classes is not None and "s" in channels:
         channels["s"] = classes
-    decoders = {letter: _decoder(latent, widths, channels[letter]) for letter in tasks}
+    decoders = {letter: _decoder(encoder, latent, channels[letter]) for letter in tasks}
     if seed is not None:
-        _initialise(body, torch.Generator().manual_seed(seed * 1000))
+        if not encoder.startswith(encoders.TIMM):
+            _initialise(body, torch.Generator().manual_seed(seed * 1000))
         for letter, decoder in decoders.items():
             _initialise(decoder, torch.Generator().manual_seed(seed * 1000 + ord(letter)))
     return MultiTaskModel(body, decoders).to(memory_format=torch.channels_last)
 
 
-def _encoder(name: str) -> tuple[nn.Sequential, int, tuple[int, ...]]:
-    """The encoder, the channels of its latent, and the widths of the decoder stages that bring it back to H x W."""
-    if name == "resnet18":
-        network = resnet18(weights=None)
-        parts = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
-        return nn.Sequential(OrderedDict((part, getattr(network, part)) for part in parts)), 512, (256, 128, 64, 48, 32)
-    stem = {"conv1": nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False), "bn1": nn.BatchNorm2d(32), "relu": nn.ReLU()}
-    stages = ((32, 32, 1), (32, 64, 2), (64, 128, 2), (128, 256, 1))
-    layers = {f"layer{i}": _stage(*stage) for i, stage in enumerate(stages, start=1)}
-    return nn.Sequential(OrderedDict(**stem, **layers)), 256, (128, 64, 32)
-
-
-def _stage(before: int, width: int, stride: int) -> nn.Sequential:
-    """Two basic blocks, the first of which takes the stride."""
-    shortcut = None
-    if stride != 1 or before != width:
-        shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
-    return nn.Sequential(BasicBlock(before, width, stride, shortcut), BasicBlock(width, width))
-
-
-def _decoder(latent: int, widths: tuple[int, ...], channels: int) -> nn.Sequential:
+def _decoder(encoder: str, latent: int, channels: int) -> nn.Module:
     """At each stage up by two and, but for the last, a 3 x 3 convolution; then the 3 x 3 head. Names as published."""
+    if encoder == "xception_small":
+        return encoders.XceptionDecoder(channels)
+    stages = encoders.stride(encoder).bit_length() - 1
+    widths = (128, 64, 32) if encoder.endswith("_small") else (256, 128, 64, 48, 32)[5 - stages :]
     layers: dict[str, nn.Module] = {}
     for stage, width in enumerate(widths):
         before = latent if stage == 0 else widths[stage - 1]

@@ -12,9 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mtrlib import attacks, machine
+from mtrlib import attacks, encoders, machine
 from mtrlib.data import NAMES
-from mtrlib.models import ENCODERS
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec, Optimizer, Tasks
 from mtrlib.tasks import canonical
 from mtrlib.weights import FIXED, WEIGHTS, task_weights
@@ -44,7 +43,7 @@ class Parameters(BaseModel):
     train_images: int = Field(ge=0)
     test_images: Count
     tasks: Tasks
-    encoder: Literal[ENCODERS]
+    encoder: Annotated[str, AfterValidator(encoders.known)]
     optimizer: Optimizer
     epochs: Count
     batch_size: int = Field(ge=2)

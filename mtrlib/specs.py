@@ -12,9 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from mtrlib import attacks
+from mtrlib import attacks, encoders
 from mtrlib.data import NAMES, letters
-from mtrlib.models import ENCODERS, STRIDES
 from mtrlib.tasks import parse
 from mtrlib.weights import WEIGHTS, task_weights
 
@@ -58,7 +57,7 @@ class ModelSpec(Spec):
     ----------
     data, images : the training data and how many of its images (None: all).
     tasks : letters of the tasks it learns; the first is the main one.
-    encoder : one of `models.ENCODERS`.
+    encoder : one of `encoders.ENCODERS`, or "timm/<name>".
     weights : how the task losses are weighted, one of `weights.WEIGHTS`.
     seed : of the first weights and the order of the images.
     optimizer : "adamw", or "sgd" with Nesterov's momentum (the supplement names SGD and its momentum only).
@@ -71,7 +70,7 @@ class ModelSpec(Spec):
     data: DataSpec
     tasks: Tasks
     images: int | None = Field(None, ge=1)
-    encoder: Literal[ENCODERS] = "resnet18_small"
+    encoder: Annotated[str, AfterValidator(encoders.known)] = "resnet18_small"
     weights: Literal[WEIGHTS] = "uniform"
     seed: int = Field(0, ge=0)
     optimizer: Optimizer = "adamw"
@@ -85,7 +84,7 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelSpec:
-        given, stride = letters(self.data.name), STRIDES[self.encoder]
+        given, stride = letters(self.data.name), encoders.stride(self.encoder)
         if set(self.tasks) - set(given):
             raise ValueError(f"tasks should be out of {given!r} for {self.data.name}. Found {self.tasks!r}.")
         if self.data.size % stride or self.data.size < 2 * stride:

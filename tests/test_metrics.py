@@ -81,3 +81,18 @@ def test_bad_input_is_refused():
         metrics.relative_task_vulnerability([-1.0], [1.0])
     with pytest.raises(ValueError, match="per_image, ratio_of_means"):
         metrics.relative_task_vulnerability([1.0], [1.0], "mean")
+
+
+def test_vulnerabilities_of_sets_by_hand():
+    """Two tasks, two images: changes (1, 3) and (-2, 1)."""
+    clean = np.zeros((2, 2))
+    attacked = np.array([[1.0, 3.0], [-2.0, 1.0]])
+    assert metrics.adversarial_vulnerability(clean, attacked) == pytest.approx((1 + 4) / 2)
+    assert metrics.adversarial_vulnerability(clean, attacked, "mean") == pytest.approx((0.5 + 2) / 2)
+    assert metrics.adversarial_vulnerability(clean, attacked, [2, 1]) == pytest.approx((0 + 7) / 2)
+    one = clean[:1], attacked[:1]
+    assert metrics.marginal_vulnerability(one, (clean, attacked)) == pytest.approx(2.5 - 2)
+    assert metrics.marginal_vulnerability(one, (clean, attacked), "mean", "mean") == pytest.approx(1.25 - 2)
+    for weights, message in (("max", "sum, mean or numbers"), ([1, 2, 3], "one number a task, 2")):
+        with pytest.raises(ValueError, match=message):
+            metrics.adversarial_vulnerability(clean, attacked, weights)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mtrlib import models
+from mtrlib import encoders, models
 
 
 def test_the_pair_of_s_and_d_has_the_size_that_the_supplement_prints():
@@ -9,7 +9,64 @@ def test_the_pair_of_s_and_d_has_the_size_that_the_supplement_prints():
     assert sum(p.numel() for p in models.build("resnet18", "sd").parameters()) / 1e6 == pytest.approx(14.19, abs=0.005)
 
 
-@pytest.mark.parametrize(("encoder", "size", "latent"), [("resnet18", 64, 2), ("resnet18_small", 64, 8)])
+# The supplement's Table 1, in millions; the Xception's is that of s and d (the table prints 4.33).
+SIZES = {"resnet18": 14.19, "resnet50": 29.66, "resnet152": 64.30, "wide_resnet50_2": 72.99, "xception_small": 4.32}
+
+
+@pytest.mark.parametrize("encoder", SIZES)
+def test_pairs_have_the_sizes_of_the_supplement(encoder):
+    found = sum(p.numel() for p in models.build(encoder, "sd", classes=7).parameters()) / 1e6
+    assert found == pytest.approx(SIZES[encoder], abs=0.0055)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2"])
+def test_a_small_encoder_has_half_the_channels(name):
+    whole, small = (models.build(encoder, "d").encoder for encoder in (name, f"{name}_small"))
+    assert encoders.build(f"{name}_small")[1] == encoders.build(name)[1] // 2
+    for (key, large), (other, half) in zip(
+        whole.layer3.named_parameters(), small.layer3.named_parameters(), strict=True
+    ):
+        assert key == other
+        assert half.shape[0] == large.shape[0] // 2
+
+
+def test_any_timm_network_that_gives_feature_maps_is_an_encoder():
+    """A convolutional one and a plain transformer, at a size that neither was trained for; the same for a seed."""
+    images = torch.rand(1, 3, 64, 64)
+    for name, stride in (("timm/convnext_atto", 32), ("timm/vit_tiny_patch16_224", 16)):
+        assert encoders.stride(name) == stride
+        one, two, other = (models.build(name, "sd", seed=seed).eval() for seed in (0, 0, 1))
+        assert one(images)["d"].shape == (1, 1, 64, 64)
+        assert torch.equal(one(images)["s"], two(images)["s"])
+        assert not torch.equal(one(images)["s"], other(images)["s"])
+
+
+def test_trained_weights_that_cannot_be_had_are_one_clear_error(monkeypatch):
+    import timm
+
+    def fails(name, pretrained=False, **_):
+        raise OSError("no route to the hub")
+
+    monkeypatch.setattr(timm, "create_model", fails)
+    with pytest.raises(ValueError, match="trained weights of timm/resnet18 cannot be fetched: no route to the hub"):
+        models.build("timm/resnet18", "s", pretrained=True)
+    with pytest.raises(ValueError, match="only timm/<name>"):
+        models.build("resnet18", "s", pretrained=True)
+
+
+def test_heads_of_every_encoder_are_named_by_task():
+    """Save with one order of tasks, load with another; the published Xception stored them by position."""
+    for encoder in ("xception_small", "resnet50_small"):
+        one, two = models.build(encoder, "Ed", seed=1).eval(), models.build(encoder, "dE", seed=2).eval()
+        two.load_state_dict(one.state_dict())
+        images = torch.rand(2, 3, 32, 32)
+        assert torch.equal(one(images)["d"], two(images)["d"])
+        assert torch.equal(one(images)["E"], two(images)["E"])
+
+
+@pytest.mark.parametrize(
+    ("encoder", "size", "latent"), [("resnet18", 64, 2), ("resnet18_small", 64, 8), ("xception_small", 64, 4)]
+)
 def test_outputs_have_the_size_of_the_image(encoder, size, latent):
     model = models.build(encoder, "sdn", seed=0).eval()
     images = torch.rand(2, 3, size, size)
@@ -55,5 +112,7 @@ def test_a_seed_gives_an_encoder_and_a_decoder_of_each_task():
 
 
 def test_an_unknown_encoder_is_refused():
-    with pytest.raises(ValueError, match="resnet18, resnet18_small"):
+    with pytest.raises(ValueError, match="resnet18, resnet50, .*, timm/<name>"):
         models.build("resnet19", "s")
+    with pytest.raises(ValueError, match="timm has no model 'resnet19'"):
+        models.build("timm/resnet19", "s")

@@ -35,7 +35,7 @@ def test_every_parameters_file_is_valid(path):
         ("steps: yes", "steps: .* Found True .YAML reads yes"),
         ("steps: '5'", "steps: .*integer.* Found '5'"),
         ("steps: 0", "steps: .*greater than or equal to 1"),
-        ("encoder: no", "encoder: Input should be 'resnet18'.* Found False"),
+        ("encoder: no", "encoder: Input should be a valid string. Found False"),
         ("tasks: sdx", "tasks: .*letters out of 'sdDnkKeEprA'"),
         ("tasks: ss", "tasks: .*letters out of"),
         ("tasks: s", "at least two tasks"),

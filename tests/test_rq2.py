@@ -117,6 +117,18 @@ def test_predictions_of_gradients_that_are_known():
     assert added.tight["mean", "s", "d"] == pytest.approx(2)
 
 
+def test_more_and_less_correlated_tasks():
+    g = np.random.default_rng(0)
+    sets = studies.subsets("sdDnE")
+    of_sets = pd.DataFrame({"norm": "linf", "weighting": "mean", "tasks": sets})
+    of_sets["relative"] = [1 / len(s) + 0.01 * k / len(sets) for k, s in enumerate(sets)]
+    of_sets["factor"] = of_sets.relative**0.5
+    of_sets["relative_replicates"] = [value + 1e-4 * g.normal(size=300) for value in of_sets.relative]
+    found = marginal.fewer_or_alike(of_sets).set_index("question")
+    assert found.correlation["less correlated"] == pytest.approx(1)
+    assert found.high["more tasks"] < -0.8
+
+
 def test_agreement_finds_the_prediction_that_orders_the_marginals():
     g = np.random.default_rng(0)
     measured = np.arange(1.0, 13.0)

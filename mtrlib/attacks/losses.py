@@ -31,10 +31,10 @@ def task_losses(
     tasks : letters of the attacked tasks; no other decoder is run.
     dense : what the gradient of a task of classes is taken of:
         "cross_entropy", the mean over the valid pixels;
-        "segpgd" (Gu et al. 2022, arXiv 2207.12391, eq. 4 and 5), the mean with weight 1 - lambda on pixels that are
+        "segpgd" (Gu et al. 2022, arXiv 2207.12391, algorithm 1), the mean with weight 1 - lambda on pixels that are
         still classified correctly and lambda on the others, lambda = (t - 1) / (2 T) at gradient t of T = `steps`;
-        "cospgd" (Agnihotri et al. 2024, arXiv 2302.02213, eq. 6), the mean with the cosine of each pixel's softmax
-        with its one-hot label as weight.
+        "cospgd" (Agnihotri et al. 2024, arXiv 2302.02213, algorithm 1), the mean with the cosine of each pixel's
+        softmax with its one-hot label as weight.
         Weights are not differentiated. Values are those of the cross-entropy in any case: attacks keep their best
         point by the loss that is measured in the end.
     steps : gradients that an attack takes in one run, for "segpgd"; its count starts again after as many. Make new

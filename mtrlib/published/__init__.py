@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+import numpy as np
 import pandas as pd
 
 from mtrlib.tasks import TASKS
@@ -49,6 +50,25 @@ def vulnerability(table: str = "1A", attacked: str = "single", tasks: str | None
         raise ValueError(f"There is no single published table {table!r} with attacked = {attacked!r}.")
     letters = [letter for letter in (tasks or TASKS) if tasks or letter in set(rows.main)]
     return rows.pivot(index="main", columns="auxiliary", values="value").reindex(index=letters, columns=letters)
+
+
+def ratio(table: str, baseline: str, attacked: str = "single") -> pd.Series:
+    """How many times another printed table the vulnerabilities of a printed table are, over the two-task cells.
+
+    Parameters
+    ----------
+    table, baseline : as in `vulnerability`, such as "2A apgd" and "1A"; Table 2 does not say what was attacked, so its
+        numbers stand for single and joint attacks alike.
+    attacked : "single" or "joint", of a Table 1.
+
+    Returns
+    -------
+    Series : ratio (geometric mean), lowest, highest, cells.
+    """
+    one, two = (vulnerability(name, "as_published" if name.startswith("2") else attacked) for name in (table, baseline))
+    pair = np.log((one / two).to_numpy(float)[~np.eye(len(one), dtype=bool)])
+    values = {"ratio": pair.mean(), "lowest": pair.min(), "highest": pair.max()}
+    return pd.Series({**{name: float(np.exp(value)) for name, value in values.items()}, "cells": len(pair)})
 
 
 def task_weights() -> pd.DataFrame:

@@ -1,0 +1,191 @@
+"""The encoders: the paper's (torchvision's ResNets and its small Xception; arXiv 2110.15053, "Models"), smaller ones
+for 64-pixel images, and any of the library timm that gives feature maps.
+
+A `*_small` encoder is the network of its name with half the channels, a 3 x 3 stem of stride 2 without max-pooling and
+output stride 8, so that a 64-pixel image keeps the 8 x 8 latent that a 256-pixel image has in the paper.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+# Pixels of the image to one of the latent.
+_STRIDES = {"resnet18": 32, "resnet50": 32, "resnet152": 32, "wide_resnet50_2": 32, "xception_small": 16}
+_STRIDES |= {"resnet18_small": 8, "resnet50_small": 8, "wide_resnet50_2_small": 8}
+ENCODERS = tuple(_STRIDES)
+TIMM = "timm/"
+
+
+def known(name: str) -> str:
+    """The name of an encoder, if there is one: one of `ENCODERS`, or "timm/" and a name of timm's.
+
+    Raises ValueError with the names allowed, and ImportError where timm is wanted and not installed.
+    """
+    if name.startswith(TIMM):
+        import timm
+
+        if not timm.is_model(name.removeprefix(TIMM)):
+            close = timm.list_models(f"*{name.removeprefix(TIMM)[:8]}*")[:5]
+            raise ValueError(f"timm has no model {name.removeprefix(TIMM)!r}. Near it: {', '.join(close) or 'none'}.")
+    elif name not in _STRIDES:
+        allowed = ", ".join((*ENCODERS, "timm/<name>"))
+        raise ValueError(f"Parameter encoder should be one of {allowed}. Found encoder = {name!r}.")
+    return name
+
+
+@lru_cache
+def stride(name: str) -> int:
+    """Pixels of the image to one of the latent, height and width alike."""
+    if known(name).startswith(TIMM):
+        return _timm(name, pretrained=False).stride
+    return _STRIDES[name]
+
+
+def build(name: str, pretrained: bool = False) -> tuple[nn.Module, int]:
+    """A new encoder with random weights, and the channels of its latent.
+
+    Parameters
+    ----------
+    name : as in `known`.
+    pretrained : weights trained on ImageNet, fetched by timm; for "timm/<name>" only.
+
+    Returns
+    -------
+    encoder : (B, 3, H, W) -> (B, channels, H / stride, W / stride).
+    """
+    if known(name).startswith(TIMM):
+        encoder = _timm(name, pretrained)
+        return encoder, encoder.channels
+    if pretrained:
+        raise ValueError(f"Parameter pretrained should be false for {name}: only timm/<name> has trained weights.")
+    if name == "xception_small":
+        return _xception(), 256
+    if name.endswith("_small"):
+        return _small_resnet(name.removesuffix("_small"))
+    network = getattr(resnet, name)(weights=None)
+    parts = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+    return nn.Sequential(OrderedDict((part, getattr(network, part)) for part in parts)), network.fc.in_features
+
+
+def _small_resnet(name: str) -> tuple[nn.Module, int]:
+    counts = {"resnet18": (2, 2, 2, 2)}.get(name, (3, 4, 6, 3))
+    block = BasicBlock if name == "resnet18" else Bottleneck
+    group = {"base_width": 128} if name.startswith("wide") else {}
+    layers: dict[str, nn.Module] = {"conv1": nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False)}
+    layers |= {"bn1": nn.BatchNorm2d(32), "relu": nn.ReLU()}
+    before = 32
+    for i, (count, width, step) in enumerate(zip(counts, (32, 64, 128, 256), (1, 2, 2, 1), strict=True), start=1):
+        after = width * block.expansion
+        shortcut = None
+        if step != 1 or before != after:
+            shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=step, bias=False), nn.BatchNorm2d(after))
+        first = block(before, width, step, shortcut, **group)
+        layers[f"layer{i}"] = nn.Sequential(first, *(block(after, width, **group) for _ in range(count - 1)))
+        before = after
+    return nn.Sequential(OrderedDict(layers)), before
+
+
+class Separable(nn.Sequential):
+    """A depthwise convolution and a pointwise one (Chollet 2017, arXiv 1610.02357)."""
+
+    def __init__(self, before: int, after: int, size: int = 3):
+        depthwise = nn.Conv2d(before, before, size, padding=size // 2, groups=before, bias=False)
+        super().__init__(depthwise, nn.Conv2d(before, after, 1, bias=False))
+
+
+class _XceptionBlock(nn.Module):
+    """Two separable convolutions beside a shortcut; with a stride both are halved by it."""
+
+    def __init__(self, before: int, after: int, stride: int, begins_with_relu: bool = True):
+        super().__init__()
+        body: list[nn.Module] = [nn.ReLU()] if begins_with_relu else []
+        body += [Separable(before, after), nn.BatchNorm2d(after), nn.ReLU()]
+        body += [Separable(after, after), nn.BatchNorm2d(after)]
+        self.shortcut = nn.Identity()
+        if stride != 1:
+            body.append(nn.Conv2d(after, after, stride, stride=stride))
+            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after))
+        self.body = nn.Sequential(*body)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images) + self.shortcut(images)
+
+
+def _xception() -> nn.Module:
+    layers = OrderedDict(
+        conv1=nn.Conv2d(3, 24, 3, stride=2, padding=1, bias=False),
+        bn1=nn.BatchNorm2d(24),
+        relu1=nn.ReLU(),
+        conv2=nn.Conv2d(24, 48, 3, padding=1, bias=False),
+        bn2=nn.BatchNorm2d(48),
+        relu2=nn.ReLU(),
+        block1=_XceptionBlock(48, 96, 2, begins_with_relu=False),
+        block2=_XceptionBlock(96, 192, 2),
+        block3=_XceptionBlock(192, 512, 2),
+    )
+    layers |= {f"block{i}": _XceptionBlock(512, 512, 1) for i in range(4, 8)}
+    layers |= {"conv3": Separable(512, 256), "bn3": nn.BatchNorm2d(256), "relu3": nn.ReLU()}
+    return nn.Sequential(layers)
+
+
+class XceptionDecoder(nn.Module):
+    """The decoder that goes with `xception_small`: four steps up by two, and a thin copy of the latent beside them."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+
+        def up(before: int, after: int) -> list[nn.Module]:
+            return [nn.ConvTranspose2d(before, after, 2, stride=2), nn.BatchNorm2d(after), nn.ReLU()]
+
+        def mix(before: int, after: int, size: int) -> list[nn.Module]:
+            return [Separable(before, after, size), nn.BatchNorm2d(after), nn.ReLU()]
+
+        self.beside = nn.Sequential(Separable(256, 16), nn.BatchNorm2d(16))
+        first = [Separable(256, 96), nn.BatchNorm2d(96)]
+        stages = [*first, *up(96, 96), *mix(96, 64, 3), *up(64, 64), *mix(64, 64, 5), *up(64, 32), *mix(32, 32, 5)]
+        self.stages = nn.Sequential(*stages, *up(32, 32)[:2])
+        self.head = Separable(48, channels, 5)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        main, beside = self.stages(latent), self.beside(latent)
+        beside = nn.functional.interpolate(beside.float(), main.shape[2:], mode="bilinear", align_corners=False)
+        return self.head(torch.cat([main, beside.to(main.dtype)], dim=1).relu())
+
+
+class _Timm(nn.Module):
+    """The last feature map of a network of timm."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self.channels, self.stride = network.feature_info.channels()[-1], network.feature_info.reduction()[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)[-1]
+
+
+def _timm(name: str, pretrained: bool) -> _Timm:
+    import timm
+
+    options = {"features_only": True, "pretrained": pretrained}
+    plain = name.removeprefix(TIMM)
+    try:
+        try:  # transformers: any image size, not only that of their training
+            network = timm.create_model(plain, dynamic_img_size=True, **options)
+        except TypeError:
+            network = timm.create_model(plain, **options)
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        if pretrained:
+            raise ValueError(f"The trained weights of {name} cannot be had: {error}") from error
+        raise ValueError(f"{name} gives no feature maps: {error}") from error
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise ValueError(f"The trained weights of {name} cannot be fetched: {error}") from error
+    return _Timm(network)
