@@ -3,7 +3,7 @@ colour-blind can tell apart); axes carry units; text is readable at half size.""
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import cycle, permutations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -111,7 +111,9 @@ def chains(table: pd.DataFrame, orders: list[str], *, background: bool = True) -
     """
     styles = ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 3))]
     weightings = list(dict.fromkeys(table.weighting))
-    letters = [letter for letter in TASKS if letter in set("".join(orders))]
+    drawn = "".join(orders) + ("".join(table.tasks) if background else "")
+    letters = [letter for letter in TASKS if letter in set(drawn)]
+    styled = list(zip(orders, cycle(styles), strict=False))
     with plt.rc_context(_STYLE):
         size = (4.6 * len(weightings) + 2.2, 4.0)
         figure, axes = plt.subplots(1, len(weightings), figsize=size, layout="constrained", squeeze=False)
@@ -126,7 +128,7 @@ def chains(table: pd.DataFrame, orders: list[str], *, background: bool = True) -
                 numbers = np.arange(1, everything.shape[1] + 1)
                 axis.plot(numbers, everything.T, color="0.85", linewidth=1, zorder=0)
                 axis.plot(numbers, everything.mean(axis=0), color="0.5", linewidth=4, zorder=1)
-            for order, style in zip(orders, styles, strict=False):
+            for order, style in styled:
                 points = line(order)
                 axis.plot(range(1, len(order) + 1), points, color="black", linestyle=style, linewidth=1.3, zorder=2)
                 for k, letter in enumerate(order, start=1):
@@ -138,12 +140,63 @@ def chains(table: pd.DataFrame, orders: list[str], *, background: bool = True) -
             plt.Line2D([], [], color=COLOURS[x], marker=MARKERS[x], linestyle="", label=f"{x}: {TASKS[x].name}")
             for x in letters
         ]
-        handles += [
-            plt.Line2D([], [], color="black", linestyle=s, label=o) for o, s in zip(orders, styles, strict=False)
-        ]
+        handles += [plt.Line2D([], [], color="black", linestyle=style, label=order) for order, style in styled]
         if background:
             handles.append(plt.Line2D([], [], color="0.5", linewidth=4, label="mean of all orders"))
         figure.legend(handles=handles, loc="outside right upper", frameon=False, title="task added, order")
+    return _closed(figure)
+
+
+def proxies(cells: pd.DataFrame, target: str, names: list[str]) -> Figure:
+    """The target over each proxy, three panels a row, both logarithmic where they are above 0.
+
+    Parameters
+    ----------
+    cells : as `selection.pivot` gives it. The colour is the main task, the marker the auxiliary one ("x" without one);
+        rings mark each main task's choice by the proxy, squares the best one.
+    target, names : the column on the vertical axis, those on the horizontal ones.
+    """
+    mains = [letter for letter in TASKS if letter in set(cells.main)]
+    with plt.rc_context(_STYLE):
+        rows = -(-len(names) // 3)
+        size = (11.5, 3.4 * rows)
+        figure, axes = plt.subplots(rows, 3, figsize=size, sharey=True, layout="constrained", squeeze=False)
+        for axis in axes.flat[len(names) :]:
+            axis.set_visible(False)
+        for axis, name in zip(axes.flat, names, strict=False):
+            for main, group in cells.groupby("main", sort=False):
+                for row in group.to_dict("records"):
+                    marker = "x" if row["auxiliary"] == main else MARKERS[row["auxiliary"]]
+                    axis.plot(row[name], row[target], marker, color=COLOURS[main], markersize=7)
+                pairs = group[group.auxiliary != main]
+                for column, ring in ((name, "o"), (target, "s")):
+                    best = pairs.loc[pairs[column].idxmin()]
+                    axis.plot(best[name], best[target], ring, markersize=14, mfc="none", mec=COLOURS[main], mew=1.2)
+            if (cells[name] > 0).all() and (cells[target] > 0).all():
+                axis.set(xscale="log", yscale="log")
+            axis.set(xlabel=name)
+        for row in axes:
+            row[0].set_ylabel(target)
+        colours = [plt.Line2D([], [], color=COLOURS[x], marker="o", linestyle="", label=f"main {x}") for x in mains]
+        shapes = [plt.Line2D([], [], color="0.4", marker=MARKERS[x], linestyle="", label=f"with {x}") for x in mains]
+        shapes.append(plt.Line2D([], [], color="0.4", marker="x", linestyle="", label="alone"))
+        for ring, what in (("o", "the proxy's choice"), ("s", "the best choice")):
+            shapes.append(
+                plt.Line2D([], [], marker=ring, markersize=13, mfc="none", mec="0.4", linestyle="", label=what)
+            )
+        figure.legend(handles=colours + shapes, loc="outside right upper", frameon=False)
+    return _closed(figure)
+
+
+def bars(table: pd.DataFrame, label: str, value: str, xlabel: str) -> Figure:
+    """A value with its 95 % interval (columns low and high) for each name in the column `label`."""
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(7.2, 0.42 * len(table) + 1.2), layout="constrained")
+        ends = [np.maximum(table[value] - table.low, 0), np.maximum(table.high - table[value], 0)]
+        axis.errorbar(table[value], range(len(table)), xerr=ends, fmt="o", color="black", capsize=2)
+        axis.set_yticks(range(len(table)), table[label])
+        axis.invert_yaxis()
+        axis.set(xlabel=xlabel)
     return _closed(figure)
 
 

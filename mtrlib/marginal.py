@@ -11,7 +11,7 @@ from itertools import permutations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+from scipy.stats import binomtest, rankdata
 
 from mtrlib import attacks, metrics, theory
 from mtrlib.specs import ModelSpec
@@ -102,8 +102,9 @@ def orders(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    One row a setting and weighting: setting, weighting, orders, rising and monotone (shares), each with _low and _high
-    (95 %, over images).
+    One row a setting and weighting: setting, weighting, orders, rising and monotone (shares), each with _low and _high:
+    95 %, the wider of that over images and Wilson's for as many independent cases as there are different steps (orders
+    are made of the same steps).
     """
     rows = []
     for (setting, weighting), group in table.groupby(["setting", "weighting"], sort=False):
@@ -114,9 +115,12 @@ def orders(table: pd.DataFrame) -> pd.DataFrame:
         rising = steps.mean(axis=(0, 1))
         monotone = (steps.all(axis=1) | ~steps.any(axis=1)).mean(axis=0)
         row = {"setting": setting, "weighting": weighting, "orders": len(chains)}
+        different = len(chains[0]) * 2 ** (len(chains[0]) - 1) - len(chains[0])
         for name, shares in (("rising", rising), ("monotone", monotone)):
             low, high = metrics.interval(shares[1:])
-            row |= {name: shares[0], f"{name}_low": float(low), f"{name}_high": float(high)}
+            wilson = binomtest(round(shares[0] * different), different).proportion_ci(0.95, "wilson")
+            ends = {f"{name}_low": min(float(low), wilson.low), f"{name}_high": max(float(high), wilson.high)}
+            row |= {name: shares[0], **ends}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -173,9 +177,10 @@ def predictions(
 
     Returns
     -------
-    Of sets: tasks, weighting, measured, first_order (lemma 2), theorem_2 ("mean" only; K is the mean of the measured
-    vulnerabilities of the single tasks of the set), relative and factor (measured and theorem_2 over K), replicates
-    and relative_replicates.
+    Of sets: tasks, weighting, measured, first_order (lemma 2), theorem_2 ("mean" only; K, which depends on the attacked
+    tasks, is the mean of the measured vulnerabilities of the single tasks of the set), printed_low and printed_high
+    (the same with the theorem as printed, over all orders of the tasks), relative and factor (measured and theorem_2
+    over K), replicates and relative_replicates.
     Of marginals: weighting, before, added, measured, first_order, theorem_2, theorem_4 (the bound) and tight (the
     bound by the triangle inequality alone), with replicates of the measured one.
     """
@@ -192,6 +197,12 @@ def predictions(
             factor = theory.theorem_2(found.covariances, [place[letter] for letter in s])
             predicted[s] = (scale[s] * first[s], constant * factor if mean else np.nan)
             about = {"tasks": s, "weighting": weighting, "measured": value[s], "first_order": predicted[s][0]}
+            printed = [
+                constant * theory.theorem_2(found.covariances, [place[letter] for letter in order], as_printed=True)
+                for order in (permutations(s) if mean else [])
+            ]
+            ends = (np.nanmin(printed), np.nanmax(printed)) if np.isfinite(printed).any() else (np.nan, np.nan)
+            about |= dict(zip(("printed_low", "printed_high"), ends, strict=True))
             about |= {"theorem_2": predicted[s][1], "relative": value[s] / constant, "factor": factor}
             relative = drawn[s] / np.mean([drawn[letter] for letter in s], axis=0)
             of_sets.append({**about, "replicates": drawn[s], "relative_replicates": relative})
@@ -225,9 +236,10 @@ def agreement(steps: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     One row a norm, weighting and prediction: norm, weighting, prediction, correlation (Spearman's) with low and high
-    (95 %, over images and marginals), lead (theorem 4's correlation minus this one) with lead_low and lead_high, below
-    (share of marginals that are measured above the prediction: violations of a bound) and ratio (median of prediction
-    over measured, where that is above 0).
+    (95 %, over images of the measured values and over marginals; predictions are held), lead (theorem 4's correlation
+    minus this one) with lead_low and lead_high, marginals (their number), above (how many are measured above the
+    prediction: violations of a bound), surely_above and surely_below (how many of them by their whole interval, widened
+    for their number) and ratio (median of prediction over measured, where that is above 0).
     """
     rows = []
     for (norm, weighting), group in steps.groupby(["norm", "weighting"], sort=False):
@@ -239,10 +251,13 @@ def agreement(steps: pd.DataFrame) -> pd.DataFrame:
         def correlations(values, measured=measured, drawn=drawn, chosen=chosen):
             return _spearman(measured[None], values[None])[0], _spearman(drawn, values[chosen])
 
+        level = 1 - 0.05 / number
+        ends = [metrics.interval(replicates, level) for replicates in group.replicates]
+        lows, highs = (np.array([float(end[k]) for end in ends]) for k in (0, 1))
         best, best_drawn = correlations(group.theorem_4.to_numpy())
         for prediction in ("first_order", "theorem_2", "theorem_4", "tight"):
             values = group[prediction].to_numpy()
-            if np.isnan(values).any():
+            if np.isnan(values).any():  # theorem 2 is of weights 1/N only
                 continue
             point, of_draws = correlations(values)
             low, high = metrics.interval(of_draws)
@@ -252,7 +267,9 @@ def agreement(steps: pd.DataFrame) -> pd.DataFrame:
             about = {"norm": norm, "weighting": weighting, "prediction": prediction}
             ends = {"correlation": point, "low": float(low), "high": float(high), "lead": best - point}
             ends |= {"lead_low": float(lead_low), "lead_high": float(lead_high)}
-            rows.append({**about, **ends, "below": (measured > values).mean(), "ratio": ratio})
+            counts = {"marginals": number, "above": int((measured > values).sum())}
+            counts |= {"surely_above": int((lows > values).sum()), "surely_below": int((highs <= values).sum())}
+            rows.append({**about, **ends, **counts, "ratio": ratio})
     return pd.DataFrame(rows)
 
 

@@ -73,13 +73,14 @@ class Parameters(BaseModel):
         """The folder of the data set's files."""
         return machine.root() / self.root if self.root else None
 
-    def model(self, tasks: str, seed: int = 0, weights: str = "uniform") -> ModelSpec:
-        """The specification of a model of `tasks`, trained as these parameters say."""
-        names = "encoder optimizer epochs batch_size learning_rate momentum weight_decay schedule".split()
+    def model(self, tasks: str, seed: int = 0, weights: str = "uniform", encoder: str | None = None) -> ModelSpec:
+        """The specification of a model of `tasks`, trained as these parameters say; `encoder` takes another."""
+        names = "optimizer epochs batch_size learning_rate momentum weight_decay schedule".split()
         return ModelSpec(
             data=DataSpec(name=self.data, root=self.root or None, size=self.size, on_bad=self.on_bad),
             tasks=tasks,
             images=self.train_images or None,
+            encoder=encoder or self.encoder,
             seed=seed,
             weights=weights,
             precision=machine.precision() if self.precision == "auto" else self.precision,
@@ -125,13 +126,33 @@ class RQ1(Study):
 
     eps_panel: Annotated[list[Positive], Field(min_length=1), AfterValidator(_different)]
     steps_panel: Annotated[list[Count], Field(min_length=1), AfterValidator(_different)]
+    encoders: Annotated[list[Annotated[str, AfterValidator(encoders.known)]], AfterValidator(_different)]
 
     @model_validator(mode="after")
     def _panels(self) -> RQ1:
+        for encoder in self.encoders:
+            self.model(self.tasks, encoder=encoder)
         if len(self.steps_panel) < 2:
             raise ValueError("steps_panel should have at least two numbers of steps to compare")
         if max(self.eps_panel) <= 4 or len(self.eps_panel) < 2:
             raise ValueError("eps_panel should have at least two budgets, one of them above 4")
+        return self
+
+
+class RQ4(Study):
+    """Parameters of the notebook `rq4_task_selection`: `surrogate` is the cheaper encoder."""
+
+    surrogate: Annotated[str, AfterValidator(encoders.known)]
+
+    @model_validator(mode="after")
+    def _choice(self) -> RQ4:
+        if len(self.tasks) < 3:
+            raise ValueError("tasks should name at least three tasks: with two there is no auxiliary task to choose")
+        if self.surrogate == self.encoder:
+            raise ValueError(f"surrogate should be another encoder than {self.encoder!r}")
+        if self.epochs < 2:
+            raise ValueError("epochs should be at least 2, for a checkpoint before the last")
+        self.model(self.tasks, encoder=self.surrogate)
         return self
 
 
@@ -181,6 +202,10 @@ class RQ3(Study):
                 raise ValueError(f"masked_pairs should be pairs of letters out of {self.tasks!r}, found {pair!r}")
         if len({canonical(pair) for pair in self.masked_pairs}) < len(self.masked_pairs):
             raise ValueError(f"masked_pairs should name each pair in one order only, found {self.masked_pairs}")
+        if self.eps_255 >= 255 / 16:
+            raise ValueError(
+                f"eps_255 should be below 255 / 16, so that 16 times it is less than 1, found {self.eps_255}"
+            )
         if self.many_steps <= self.steps:
             raise ValueError(f"many_steps should be more than steps = {self.steps}, found {self.many_steps}")
         for main in self.tasks:

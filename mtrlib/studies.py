@@ -14,7 +14,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from mtrlib.parameters import RQ1, RQ2, RQ3
+from mtrlib.parameters import RQ1, RQ2, RQ3, RQ4, Study
 from mtrlib.progress import bar
 from mtrlib.specs import AttackSpec, Evaluation, ModelSpec
 from mtrlib.store import Store
@@ -50,9 +50,16 @@ def rq1(p: RQ1) -> list[Cell]:
     Panels use the first `p.panel_images` images. A step is the same share of the budget in every panel.
     """
 
-    def cells(panel: str, setting: str | float, images: int, epoch: int | None = None, **changes) -> Iterator[Cell]:
+    def cells(
+        panel: str,
+        setting: str | float,
+        images: int,
+        epoch: int | None = None,
+        encoder: str | None = None,
+        **changes,
+    ) -> Iterator[Cell]:
         for seed in p.seeds:
-            for model, attacked, mains in _pairs(p, seed):
+            for model, attacked, mains in _pairs(p, seed, encoder):
                 base = p.attack(attacked)
                 wanted = {**base.model_dump(), **changes}
                 wanted["step_size_255"] = base.step_size_255 * wanted["eps_255"] / base.eps_255
@@ -74,6 +81,8 @@ def rq1(p: RQ1) -> list[Cell]:
         found += cells("eps", eps, p.panel_images, eps_255=float(eps))
     for steps in p.steps_panel:
         found += cells("steps", steps, p.panel_images, steps=steps)
+    for encoder in p.encoders:
+        found += cells("encoders", encoder, p.test_images, encoder=encoder)
     checkpoints = p.model(p.tasks[0]).checkpoints
     for epoch in checkpoints:
         found += cells("epochs", epoch, p.panel_images, epoch=None if epoch == checkpoints[-1] else epoch)
@@ -106,6 +115,26 @@ def rq2(p: RQ2) -> list[Cell]:
         beginnings = (canonical(chain[:k]) for chain in p.chains for k in range(1, len(chain) + 1))
         for begun in dict.fromkeys(beginnings):
             found.append(cell("chains", p.eps_255, p.model(begun, seed), begun, images=p.test_images))
+    return found
+
+
+def rq4(p: RQ4) -> list[Cell]:
+    """Everything that RQ4 needs: the table main x auxiliary of the expensive value and of its proxies.
+
+    Panels: "target", PGD on the trained models; "early", after the first third of the training; "fgsm", one step;
+    "surrogate", PGD on the cheaper encoder. The other proxies need no attack, or fewer images of the target's.
+    """
+    found = []
+    variants = {"target": {}, "early": {}, "fgsm": {"name": "fgsm"}, "surrogate": {}}
+    for panel, changes in variants.items():
+        for seed in p.seeds:
+            for model, attacked, mains in _pairs(p, seed, p.surrogate if panel == "surrogate" else None):
+                epoch = model.checkpoints[0] if panel == "early" else model.epochs
+                evaluation = Evaluation(model=model, attack=p.attack(attacked, **changes), epoch=epoch)
+                kind = "single" if len(attacked) == 1 else "joint"
+                for main in mains:
+                    auxiliary = model.tasks.replace(main, "") or main
+                    found.append(Cell(panel, "linf", main, auxiliary, kind, p.test_images, evaluation))
     return found
 
 
@@ -165,8 +194,8 @@ def rq3(p: RQ3) -> list[Cell]:
                 "apgd": p.attack(letters, name="apgd"),
                 "square": p.attack(letters, name="square", steps=p.square_queries, **few),
             }
-            for eps in (32.0, 128.0, 255.0):
-                compared[f"eps {eps:g}"] = p.attack(letters, eps_255=eps, step_size_255=eps / 4, **few)
+            for name, eps in {"4 eps": 4 * p.eps_255, "16 eps": 16 * p.eps_255, "eps 1": 255.0}.items():
+                compared[name] = p.attack(letters, eps_255=eps, step_size_255=eps / 4, **few)
             for setting, attack in compared.items():
                 panel = f"masking {weights}"
                 found.append(cell(panel, setting, model, pair[0], letters, attack, p.panel_images))
@@ -272,12 +301,12 @@ def _with_attacked_losses(rows: pd.DataFrame, e: Evaluation) -> pd.DataFrame:
     return rows
 
 
-def _pairs(p: RQ1, seed: int) -> Iterator[tuple[ModelSpec, str, str]]:
+def _pairs(p: Study, seed: int, encoder: str | None = None) -> Iterator[tuple[ModelSpec, str, str]]:
     """Every model, what is attacked, and the main tasks read from it. Uniform weights do not tell main from auxiliary:
     s with d and d with s are one model, named in the paper's order."""
     tasks = canonical(p.tasks)
     for letter in tasks:
-        yield p.model(letter, seed), letter, letter
+        yield p.model(letter, seed, encoder=encoder), letter, letter
     for first, second in combinations(tasks, 2):
-        pair = p.model(first + second, seed)
+        pair = p.model(first + second, seed, encoder=encoder)
         yield from ((pair, first, first), (pair, second, second), (pair, first + second, first + second))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
+from scipy.stats import t as student
 
 from mtrlib import metrics
 from mtrlib.tasks import TASKS
@@ -143,8 +144,9 @@ def against(table: pd.DataFrame, column: str, baseline: str | float, cells: Sequ
 def mean_ratio(compared: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """How many times the baseline the vulnerabilities of a group of cells are: the geometric mean over its cells.
 
-    The 95 % interval resamples images (and seeds) and cells. A cell in which a vulnerability is not above 0 has no
-    ratio and is left out of that replicate.
+    The 95 % interval covers two: that of resampled images (and seeds) and cells, and Student's over the cells, since
+    resampling few of them says too little; one cell has none. Cells are taken as independent, though they share models.
+    A cell in which a vulnerability is not above 0 has no ratio and is left out (of that replicate).
 
     Parameters
     ----------
@@ -165,9 +167,14 @@ def mean_ratio(compared: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         with np.errstate(invalid="ignore", divide="ignore"):
             means = (np.nan_to_num(drawn) * counts).sum(axis=0) / present.sum(axis=0)
         low, high = metrics.interval(means)
+        value = value[np.isfinite(value)]
+        few = len(value) < 2
+        spread = np.nan if few else student.ppf(0.975, len(value) - 1) * value.std(ddof=1) / np.sqrt(len(value))
+        middle = value.mean() if len(value) else np.nan
+        low, high = np.minimum(low, middle - spread), np.maximum(high, middle + spread)
         named = dict(zip(by, group, strict=True))
         ends = {"low": float(np.exp(low)), "high": float(np.exp(high))}
-        rows.append({**named, "ratio": float(np.exp(np.nanmean(value))), **ends, "cells": number})
+        rows.append({**named, "ratio": float(np.exp(middle)), **ends, "cells": number})
     return pd.DataFrame(rows)
 
 

@@ -113,21 +113,28 @@ def first_order(joint: np.ndarray, eps: float) -> np.ndarray:
     return eps * np.asarray(joint).mean(axis=0)
 
 
-def theorem_2(covariances: np.ndarray, tasks: list[int]) -> float:
+def theorem_2(covariances: np.ndarray, tasks: list[int], *, as_printed: bool = False) -> float:
     """The factor of K in theorem 2 for uniformly weighted tasks: sqrt((1 + 2/M sum_i sum_{j<i} Cov_ij / Cov_ii) / M).
+
+    Theorem 2 assumes equal variances. Where they differ the printed form depends on the order of the tasks, which means
+    nothing, and its square can be negative. So Cov_ii is taken as the mean variance of the M tasks, which gives
+    sqrt(sum_ij Cov_ij / (M sum_i Cov_ii)): the same for equal variances, of no order, and never negative.
 
     Parameters
     ----------
     covariances : (T, T), `Gradients.covariances`.
-    tasks : rows of the M tasks, in their order: Cov_ii is that of the later task of a pair.
+    tasks : rows of the M tasks.
+    as_printed : take Cov_ii of the later task of each pair, in the order of `tasks`.
 
     Returns
     -------
-    float; 1 for one task. NaN where the covariances make the square negative.
+    float; 1 for one task. As printed, NaN where the square is negative.
     """
     number = len(tasks)
-    ratios = [covariances[i, j] / covariances[i, i] for k, i in enumerate(tasks) for j in tasks[:k]]
-    square = (1 + 2 / number * sum(ratios)) / number
+    own = covariances[np.ix_(tasks, tasks)]
+    if not as_printed:
+        return float(np.sqrt(max(own.sum(), 0.0) / (number * np.trace(own))))
+    square = (1 + 2 / number * sum(own[i, j] / own[i, i] for i in range(number) for j in range(i))) / number
     return float(np.sqrt(square)) if square >= 0 else float("nan")
 
 
@@ -179,8 +186,8 @@ def tight_marginal_bound(norms: np.ndarray, added: int, eps: float, weight: floa
 def second_order(losses: Losses, images: Tensor, eps: float, norm: str) -> tuple[Tensor, Tensor]:
     """Terms of the Taylor expansion of the joint loss at the first-order optimum d = eps times the steepest direction.
 
-    The second, d' H d / 2, comes from one product of the Hessian with d. Networks with ReLU have the curvature of their
-    losses and batch norms only.
+    The second, d' H d / 2, comes from one product of the Hessian with d. A network with ReLU is linear almost
+    everywhere, so the term is that of the loss's own curvature: cross-entropy has one, L1 has none.
 
     Returns
     -------

@@ -75,7 +75,7 @@ class GradNorm:
     """
 
     def __init__(self, tasks: int, alpha: float = 1.5, learning_rate: float = 0.025):
-        self.alpha = alpha
+        self.alpha, self.learning_rate = alpha, learning_rate
         self.weights = torch.full((tasks,), 1 / tasks)
         self.first: Tensor | None = None
         self.optimizer = torch.optim.Adam([self.weights], lr=learning_rate / tasks)
@@ -83,7 +83,7 @@ class GradNorm:
     def update(self, losses: Tensor, norms: Tensor) -> None:
         """One step, from the losses and the norms of their gradients at the last shared layer, both (T,)."""
         if self.weights.device != losses.device:
-            self.weights.data = self.weights.data.to(losses.device)
+            self._to(losses.device)
         self.first = losses if self.first is None else self.first
         grown = losses / self.first
         sizes = self.weights * norms
@@ -92,6 +92,9 @@ class GradNorm:
         self.optimizer.step()
         positive = self.weights.clamp(min=1e-3 / len(self.weights))
         self.weights.copy_(positive / positive.sum())
+
+    def _to(self, device: torch.device) -> None:
+        self.load({name: value if name == "step" else value.to(device) for name, value in self.state().items()})
 
     def backward(self, encoder: nn.Module, latent: Tensor, at_latent: list[Tensor], losses: Tensor) -> Tensor:
         """Sets the gradients of the encoder; see `step`. Returns the weights of the decoders, (T,)."""
@@ -112,16 +115,18 @@ class GradNorm:
     def load(self, state: dict[str, Tensor]) -> None:
         """Continue from a `state`."""
         state = dict(state)
-        self.weights.data = state.pop("weights")
-        self.first = state.pop("first", None)
-        self.optimizer.state[self.weights].update(state)
+        self.weights, self.first = state.pop("weights"), state.pop("first", None)
+        self.optimizer = torch.optim.Adam([self.weights], lr=self.learning_rate / len(self.weights))
+        if state:
+            self.optimizer.state[self.weights].update(state)
 
 
 class Aggregated:
     """An aggregator of torchjd over the tasks' gradients of the encoder.
 
-    A decoder, which only its own task shares, follows that task's loss over the number of tasks: with "Mean" all is as
-    under uniform weights. Some aggregators draw from torch's global generator.
+    A decoder, which only its own task uses, follows that task's loss over the number of tasks T, whatever the
+    aggregator: with "Mean" all is as under uniform weights, with "Sum" the encoder's gradient alone is T times that.
+    Some aggregators draw from torch's global generator.
 
     Parameters
     ----------

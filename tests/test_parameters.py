@@ -5,12 +5,18 @@ from mtrlib import machine, parameters, studies
 
 PARAMETERS = machine.root() / "params"
 KINDS = {
+    "rq4_task_selection": parameters.RQ4,
     "tour": parameters.Tour,
     "rq1_auxiliary_tasks": parameters.RQ1,
     "rq2_marginal_vulnerability": parameters.RQ2,
     "rq3_task_weights": parameters.RQ3,
 }
-STUDIES = {parameters.RQ1: studies.rq1, parameters.RQ2: studies.rq2, parameters.RQ3: studies.rq3}
+STUDIES = {
+    parameters.RQ4: studies.rq4,
+    parameters.RQ1: studies.rq1,
+    parameters.RQ2: studies.rq2,
+    parameters.RQ3: studies.rq3,
+}
 
 
 def smoke() -> dict:

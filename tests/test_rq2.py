@@ -78,6 +78,7 @@ def test_vulnerabilities_marginals_and_orders_by_hand():
     # Summed, only n -> dn falls, in one of six orders. 1 / N: s 1, d .2, n .5, sd .55, sn .7, dn .19, sdn .5.
     assert found.rising["sum"] == pytest.approx(11 / 12)
     assert found.monotone["sum"] == pytest.approx(5 / 6)
+    assert found.monotone_low["sum"] < 0.6, "nine different steps say little"
     # Rising: d -> sd, n -> sn, dn -> sdn (twice), of the twelve steps. Monotone: s first (two orders).
     assert found.rising["mean"] == pytest.approx(4 / 12)
     assert found.monotone["mean"] == pytest.approx(2 / 6)
@@ -138,12 +139,27 @@ def test_agreement_finds_the_prediction_that_orders_the_marginals():
     steps["replicates"] = [value + 0.01 * g.normal(size=500) for value in measured]
     found = marginal.agreement(steps).set_index("prediction")
     assert found.correlation["theorem_4"] == pytest.approx(1)
-    assert found.below["theorem_4"] == 0
-    assert found.below["tight"] == 1
+    assert found.above["theorem_4"] == 0
+    assert found.surely_below["theorem_4"] == 12
+    assert found.surely_above["tight"] == 12
     assert found.ratio["theorem_4"] == pytest.approx(2)
     assert found.lead_low["theorem_2"] > 0
     told = claims.governed(found.reset_index(), "2.2", 0.5)
     assert told.verdict.to_list() == ["agrees"] * 3
+
+
+def test_a_bound_that_noise_alone_breaks_is_not_told():
+    g = np.random.default_rng(0)
+    steps = pd.DataFrame(
+        {"norm": "linf", "weighting": "sum", "before": "s", "added": "d", "measured": np.arange(1.0, 9)}
+    )
+    for name in ("theorem_4", "tight", "first_order"):
+        steps[name] = steps.measured - 0.001
+    steps["theorem_2"] = np.nan
+    steps["replicates"] = [value + 0.1 * g.normal(size=500) for value in steps.measured]
+    told = claims.governed(marginal.agreement(steps), "2.2", 0.5)
+    assert told.verdict.to_list()[-1] == "cannot tell at this size"
+    assert told.measured.to_list()[-1] == "bound broken by 8 of 8 marginals"
 
 
 def test_a_broken_bound_disagrees():
@@ -164,7 +180,9 @@ def test_a_broken_bound_disagrees():
 def test_claims_on_orders_and_falling_steps():
     rows = {"norm": "linf", "weighting": "sum", "rising": 0.8, "rising_low": 0.7, "rising_high": 0.9}
     rows |= {"monotone": 0.2, "monotone_low": 0.1, "monotone_high": 0.3}
-    assert claims.orders(pd.DataFrame([rows]), "2.1", 0.5).verdict.to_list() == ["agrees", "agrees"]
+    told = claims.orders(pd.DataFrame([rows, {**rows, "weighting": "mean"}]), "2.1", 0.5)
+    assert told.verdict.to_list() == ["agrees", "agrees", claims.NOT_CLAIMED, claims.NOT_CLAIMED]
+    assert claims.all_of(told.verdict.to_list()) == "agrees"
     table = marginal.vulnerabilities(errors_of(RISES, noise=0.001))
     steps = marginal.marginals(table).assign(model="one", added_is="another task")
     share = tables.share_less_vulnerable(steps, by=["model", "weighting", "added_is"])

@@ -139,10 +139,20 @@ def test_theorem_2_by_hand():
     half = np.array([[1, 0.5], [0.5, 1]])
     assert theory.theorem_2(half, [0, 1]) == pytest.approx(np.sqrt(0.75))
     assert theory.theorem_2(half, [1]) == 1
-    unequal = np.array([[1, 0.5], [0.5, 4]])  # the order of the tasks matters: Cov_ii is that of the later one
-    assert theory.theorem_2(unequal, [0, 1]) == pytest.approx(np.sqrt((1 + 0.125) / 2))
-    assert theory.theorem_2(unequal, [1, 0]) == pytest.approx(np.sqrt((1 + 0.5) / 2))
-    assert np.isnan(theory.theorem_2(np.array([[1, -3], [-3, 1]]), [0, 1]))
+    for covariances in (half, np.eye(2), np.ones((2, 2))):
+        assert theory.theorem_2(covariances, [0, 1], as_printed=True) == pytest.approx(
+            theory.theorem_2(covariances, [0, 1])
+        )
+
+
+def test_theorem_2_with_unequal_variances_depends_on_no_order():
+    """As printed it does: Cov_ii is that of the later task."""
+    unequal = np.array([[1, 0.5], [0.5, 4]])
+    for order in ([0, 1], [1, 0]):
+        assert theory.theorem_2(unequal, order) == pytest.approx(np.sqrt(6 / (2 * 5)))
+    assert theory.theorem_2(unequal, [0, 1], as_printed=True) == pytest.approx(np.sqrt((1 + 0.125) / 2))
+    assert theory.theorem_2(unequal, [1, 0], as_printed=True) == pytest.approx(np.sqrt((1 + 0.5) / 2))
+    assert np.isnan(theory.theorem_2(np.array([[1, -1.9], [-1.9, 4]]), [1, 0], as_printed=True))
 
 
 def test_bounds_by_hand():

@@ -65,6 +65,17 @@ def test_gradnorm_on_a_toy_whose_tasks_differ_in_scale_only():
     torch.testing.assert_close(balance.weights, torch.tensor([10.0, 1.0]) / 11, atol=0.02, rtol=0)
 
 
+def test_gradnorm_moves_all_of_its_state_to_the_device_of_the_losses():
+    """Also after a resume, which loads on the CPU. The device "meta" stands in for an accelerator."""
+    one, two = weights.GradNorm(2), weights.GradNorm(2)
+    one.update(torch.ones(2), torch.ones(2))
+    two.load(one.state())
+    two._to(torch.device("meta"))
+    tensors = [two.weights, two.first, *(v for k, v in two.optimizer.state[two.weights].items() if k != "step")]
+    assert len(tensors) == 4
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
 def gradients(name: str) -> dict[str, torch.Tensor]:
     """Of one step of a model of s and d, by name of the parameter."""
     model = models.build("resnet18_small", "sd", seed=0).train()

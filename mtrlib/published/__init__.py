@@ -52,6 +52,17 @@ def vulnerability(table: str = "1A", attacked: str = "single", tasks: str | None
     return rows.pivot(index="main", columns="auxiliary", values="value").reindex(index=letters, columns=letters)
 
 
+def more_vulnerable(table: str) -> pd.Series:
+    """How many two-task cells of a printed table are more vulnerable than the single-task model, by way to attack."""
+    counts = {}
+    alone = np.diag(vulnerability(table))
+    for attacked in ("single", "joint"):
+        pairs = vulnerability(table, attacked).to_numpy(float)[~np.eye(len(alone), dtype=bool)]
+        more = pairs > np.repeat(alone, len(alone) - 1)
+        counts[attacked] = f"{more.sum()} of {np.isfinite(pairs).sum()}"
+    return pd.Series(counts)
+
+
 def ratio(table: str, baseline: str, attacked: str = "single") -> pd.Series:
     """How many times another printed table the vulnerabilities of a printed table are, over the two-task cells.
 
