@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import NullFormatter, NullLocator
 
 from mtrlib.tasks import TASKS, canonical
 
@@ -174,6 +174,8 @@ def proxies(cells: pd.DataFrame, target: str, names: list[str]) -> Figure:
                     axis.plot(best[name], best[target], ring, markersize=14, mfc="none", mec=COLOURS[main], mew=1.2)
             if (cells[name] > 0).all() and (cells[target] > 0).all():
                 axis.set(xscale="log", yscale="log")
+                axis.xaxis.set_minor_formatter(NullFormatter())
+                axis.yaxis.set_minor_formatter(NullFormatter())
             axis.set(xlabel=name)
         for row in axes:
             row[0].set_ylabel(target)
@@ -255,7 +257,8 @@ def ratios(table: pd.DataFrame, label: str, xlabel: str) -> Figure:
         axis.set_yticks(range(len(names)), names)
         axis.invert_yaxis()
         axis.set(xscale="log", xlabel=xlabel)
-        low, high = axis.get_xlim()
+        low, high = max(axis.get_xlim()[0], 0.1), min(axis.get_xlim()[1], 10)  # few cells have intervals without end
+        axis.set_xlim(low, high)
         fine, coarse = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.5), (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
         ticks = [tick for tick in (fine if high / low < 3 else coarse) if low <= tick <= high]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

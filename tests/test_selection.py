@@ -1,0 +1,139 @@
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from mtrlib import claims, machine, metrics, parameters, published, selection, studies
+from mtrlib.store import Store
+
+
+@pytest.fixture
+def p() -> parameters.RQ4:
+    path = machine.root() / "params" / "smoke" / "rq4_task_selection.yaml"
+    return parameters.check(yaml.safe_load(path.read_text()), parameters.RQ4)
+
+
+def test_the_printed_tables_say_what_the_claims_say_that_they_do():
+    """claims.csv: .939 joint and .914 single pooled; clean error -.56 pooled, -.37 to -.97 within."""
+    for attacked, pooled in (("single", 0.914), ("joint", 0.939)):
+        matrices = {name: published.vulnerability(table, attacked) for name, table in (("50", "3"), ("18", "2"))}
+        if attacked == "joint":  # the diagonal is the single-task model
+            alone = {"50": published.vulnerability("3"), "18": published.vulnerability("2")}
+            matrices = {name: matrix.fillna(alone[name]) for name, matrix in matrices.items()}
+        found = selection.correlations(selection.printed(matrices), "50", ["18"]).set_index("group")
+        assert found.pearson["pooled"] == pytest.approx(pooled, abs=0.002)
+    printed = {"clean": published.vulnerability("2", "none"), "18": published.vulnerability("2")}
+    found = selection.correlations(selection.printed(printed), "18", ["clean"]).set_index("group")
+    assert found.pearson["pooled"] == pytest.approx(-0.56, abs=0.005)
+    mains = found.pearson[list("sdDnE")]
+    assert mains.max() == pytest.approx(-0.37, abs=0.005)
+    assert mains.min() == pytest.approx(-0.97, abs=0.005)
+
+
+def cells_of(target: dict[tuple[str, str], float], noise: float = 0.01, **proxies) -> pd.DataFrame:
+    g = np.random.default_rng(0)
+    frame = pd.DataFrame([{"main": m, "auxiliary": a, "target": value} for (m, a), value in target.items()])
+    for name, function in proxies.items():
+        frame[name] = [function(value) for value in frame.target]
+    for name in ("target", *proxies):
+        frame[f"{name} replicates"] = [value * (1 + noise * g.normal(size=400)) for value in frame[name]]
+    return frame
+
+
+def simpson() -> pd.DataFrame:
+    """Main tasks of very different size: pooled the proxy looks perfect, within each it is upside down."""
+    target, proxy = {}, []
+    for size, main in ((1, "s"), (10, "d"), (100, "n")):
+        for rank, auxiliary in enumerate("sdnE"):
+            target[main, auxiliary] = size * (1 + 0.1 * rank)
+            proxy.append(size * (1 - 0.1 * rank))
+    values = iter(proxy)
+    return cells_of(target, noise=0.001, proxy=lambda _: next(values))
+
+
+def test_a_pooled_correlation_hides_that_a_proxy_is_wrong_within_every_main_task():
+    found = selection.correlations(simpson(), "target", ["proxy"]).set_index("group")
+    assert found.pearson["pooled"] > 0.9
+    assert found.pearson["within"] == pytest.approx(-1)
+    assert found.spearman_high["within"] < 0
+    told = claims.correlates(found.reset_index(), "4.3", 0.7).set_index("where").verdict
+    assert told["proxy for target, pooled"] == "agrees"
+    assert told["proxy for target, within"] == "disagrees"
+    chosen = selection.choices(simpson(), "target", ["proxy", "target"]).set_index("proxy")
+    assert chosen.regret["target"] == 0
+    assert chosen.top_1["target"] == 1
+    assert chosen.top_1["proxy"] == 0
+    assert chosen.regret["proxy"] > chosen.regret["chance"] > 0
+
+
+def test_choices_by_hand():
+    """Main s may choose d (1), n (2), E (4). A proxy that is the same for all chooses each with 1/3: regret 4/3."""
+    target = {("s", "s"): 0.1, ("s", "d"): 1.0, ("s", "n"): 2.0, ("s", "E"): 4.0}
+    found = selection.choices(
+        cells_of(target, 0.0, none=lambda v: 1.0, worst=lambda v: -v), "target", ["none", "worst"]
+    )
+    found = found.set_index("proxy")
+    assert found.regret.to_dict() == pytest.approx({"none": 4 / 3, "worst": 3.0, "chance": 4 / 3})
+    assert found.top_1.to_dict() == pytest.approx({"none": 1 / 3, "worst": 0.0, "chance": 1 / 3})
+    assert found.top_2.to_dict() == pytest.approx({"none": 2 / 3, "worst": 0.0, "chance": 2 / 3})
+    assert (found.mains == 1).all()
+
+
+def test_too_few_cells_have_no_correlation_of_their_own():
+    found = selection.correlations(
+        cells_of({("s", "s"): 1.0, ("s", "d"): 2.0, ("d", "d"): 3.0}, p=lambda v: v), "target", ["p"]
+    )
+    assert found.group.to_list() == ["pooled"]
+
+
+def test_the_mean_of_images_uses_the_draws_of_vulnerabilities():
+    values = np.random.default_rng(0).uniform(1, 2, (1, 20))
+    value, drawn = selection.mean_of(values, replicates=100)
+    assert value == pytest.approx(values.mean())
+    same = metrics.bootstrap(np.ones((1, 20)), 1 + values, "per_image", replicates=100)
+    np.testing.assert_allclose(drawn, same)
+
+
+def test_the_study_has_all_panels_of_the_same_cells(p):
+    cells = studies.rq4(p)
+    by_panel = {panel: [c for c in cells if c.panel == panel] for panel in ("target", "early", "fgsm", "surrogate")}
+    places = [{(c.main, c.auxiliary, c.attacked) for c in group} for group in by_panel.values()]
+    assert all(place == places[0] for place in places)
+    assert {c.evaluation.epoch for c in by_panel["early"]} == {p.model("s").checkpoints[0]}
+    assert {c.evaluation.model.encoder for c in by_panel["surrogate"]} == {p.surrogate}
+    assert {c.evaluation.attack.name for c in by_panel["fgsm"]} == {"fgsm"}
+    for values, message in (
+        ({"tasks": "sd"}, "at least three tasks"),
+        ({"surrogate": p.encoder}, "another encoder"),
+        ({"surrogate": "vgg"}, "timm/<name>"),
+        ({"size": 24}, "multiple of 16"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parameters.check({**p.model_dump(), **values}, parameters.RQ4)
+
+
+def test_costs_and_the_first_order_of_trained_models(p, tmp_path):
+    small = {
+        "size": 32,
+        "train_images": 16,
+        "epochs": 3,
+        "batch_size": 8,
+        "test_images": 6,
+        "panel_images": 2,
+        "steps": 2,
+    }
+    p = parameters.RQ4(**{**p.model_dump(), **small, "surrogate": "resnet18", "size": 64})
+    cells, store = studies.rq4(p), Store(tmp_path)
+    for spec in studies.models(cells):
+        store.model(spec)
+    costs = selection.costs(store, cells, p.panel_images).set_index("proxy")
+    assert costs.share["target"] == 1
+    assert costs.share["early stopping"] < 0.6
+    assert costs.share["cheaper encoder"] < 1
+    for name in ("clean error", "one step", "fewer images", "first order"):
+        assert costs.share["early stopping"] < costs.share[name] < 1
+    assert costs["share of seconds"]["fewer images"] == 1
+    single = [c for c in cells if c.panel == "target" and c.attacked == "single"]
+    found = selection.first_order(store, single, images=6, replicates=50)
+    assert len(found) == 9
+    assert (found.value > 0).all()
