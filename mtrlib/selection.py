@@ -190,8 +190,7 @@ def correlations(cells: pd.DataFrame, target: str, proxies: list[str], seed: int
                 found[group] = point, _both(*(np.take_along_axis(draw, chosen[group], axis=1) for draw in drawn))
         of_mains = [found[group] for group in found if group != "pooled"]
         if of_mains:
-            point = np.nanmean([point for point, _ in of_mains], axis=0)
-            found["within"] = point, np.nanmean([of_draws for _, of_draws in of_mains], axis=0)
+            found["within"] = tuple(_mean_of_finite(np.array([pair[k] for pair in of_mains])) for k in (0, 1))
         for group in sorted(found, key=lambda group: group not in ("pooled", "within")):
             point, of_draws = found[group]
             row = {"proxy": proxy, "target": target, "group": group, "cells": len(places.get(group, cells))}
@@ -237,6 +236,13 @@ def choices(cells: pd.DataFrame, target: str, proxies: list[str]) -> pd.DataFram
         row = {"proxy": proxy, "regret": np.mean(regrets), "low": float(low), "high": float(high)}
         rows.append({**row, "top_1": np.mean(firsts), "top_2": np.mean(seconds), "mains": len(groups)})
     return pd.DataFrame(rows)
+
+
+def _mean_of_finite(values: np.ndarray) -> np.ndarray:
+    """The mean over the first axis of what is finite, else NaN: a draw may take one cell again and again."""
+    finite = np.isfinite(values)
+    count = finite.sum(axis=0)
+    return np.where(count > 0, np.where(finite, values, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
 
 
 def _share_of_first(score: np.ndarray, count: int) -> np.ndarray:

@@ -79,6 +79,14 @@ def test_choices_by_hand():
     assert (found.mains == 1).all()
 
 
+def test_draws_without_a_correlation_are_left_out():
+    """With three cells a main task, one draw in nine takes the same cell three times for it."""
+    target = {(main, auxiliary): i + 1.0 for i, (main, auxiliary) in enumerate((m, a) for m in "s" for a in "sdn")}
+    found = selection.correlations(cells_of(target, p=lambda v: v), "target", ["p"]).set_index("group")
+    assert found.pearson["within"] == pytest.approx(1)
+    assert np.isfinite(found.pearson_low["within"])
+
+
 def test_too_few_cells_have_no_correlation_of_their_own():
     found = selection.correlations(
         cells_of({("s", "s"): 1.0, ("s", "d"): 2.0, ("d", "d"): 3.0}, p=lambda v: v), "target", ["p"]
