@@ -59,6 +59,52 @@ def heat_maps(matrices: dict[str, pd.DataFrame], label: str) -> Figure:
     return _closed(figure)
 
 
+def errors(alone: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
+    """The error of each main task under attack, by auxiliary task (the supplement's figures 1 to 11), three a row.
+
+    Parameters
+    ----------
+    alone, pairs : the errors of single-task models and of two-task models, as `tables.mean_errors` gives them. A filled
+        mark is an attack on the main task alone, an open one on both; the line is the single-task model.
+    """
+    mains = list(dict.fromkeys(alone.main))
+    with plt.rc_context(_STYLE):
+        columns = min(len(mains), 3)
+        rows = -(-len(mains) // columns)
+        size = (3.7 * columns + 1.8, 3.1 * rows)
+        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+        for axis in axes.flat[len(mains) :]:
+            axis.set_visible(False)
+        for axis, main in zip(axes.flat, mains, strict=False):
+            single = alone[alone.main == main].iloc[0]
+            axis.axhspan(single.low, single.high, color="0.9", zorder=0)
+            axis.axhline(single.value, color="0.4", linewidth=1, zorder=1)
+            letters = [letter for letter in mains if letter != main]
+            for row in pairs[pairs.main == main].to_dict("records"):
+                joint = row["attacked"] == "joint"
+                colour = COLOURS[row["auxiliary"]]
+                axis.errorbar(
+                    letters.index(row["auxiliary"]) + (0.15 if joint else -0.15),
+                    row["value"],
+                    yerr=[[max(row["value"] - row["low"], 0)], [max(row["high"] - row["value"], 0)]],
+                    fmt=MARKERS[row["auxiliary"]],
+                    color=colour,
+                    markerfacecolor="white" if joint else colour,
+                    capsize=2,
+                )
+            axis.set_xticks(range(len(letters)), letters)
+            axis.set(xlabel="auxiliary task", ylabel=TASKS[main].unit, title=f"{main}: {TASKS[main].name}")
+            axis.set_xlim(-0.6, len(letters) - 0.4)
+        fill = {"filled: main task attacked": "0.4", "open: both attacked": "white"}
+        handles = [
+            plt.Line2D([], [], color="0.4", marker="o", markerfacecolor=face, linestyle="", label=label)
+            for label, face in fill.items()
+        ]
+        handles.append(plt.Line2D([], [], color="0.4", linewidth=1, label="single-task model"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    return _closed(figure)
+
+
 def lines(table: pd.DataFrame, xlabel: str, ylabel: str, *, log: bool = False) -> Figure:
     """One panel a main task, a line an auxiliary task over the settings of a study's panel, with 95 % intervals.
 

@@ -112,6 +112,18 @@ def bootstrap(clean, adversarial, reduction: str = "per_image", *, replicates: i
     return np.einsum("r...s,rs->r...", by_seed, drawn)
 
 
+def mean_of(values, *, replicates: int = 1000) -> tuple[float, np.ndarray]:
+    """The mean over images (and seeds) and its bootstrap replicates, of the draws of `bootstrap`.
+
+    Parameters
+    ----------
+    values : (S, N), at least 0, of N images for each of S seeds; NaN where an image has none.
+    """
+    values = np.asarray(values, float)
+    drawn = bootstrap(np.zeros_like(values), values, ABSOLUTE, replicates=replicates)
+    return float(np.nanmean(values, axis=1).mean()), drawn
+
+
 def interval(replicates, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """The percentile interval of bootstrap replicates (R, ...): its lower and upper ends, each (...)."""
     tail = (1 - level) / 2

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mtrlib import attacks, encoders, machine
-from mtrlib.data import NAMES
+from mtrlib.data import NAMES, letters
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec, Optimizer, Tasks
-from mtrlib.tasks import canonical
+from mtrlib.tasks import canonical, parse
 from mtrlib.weights import FIXED, WEIGHTS, task_weights
 
 Positive = Annotated[float, Field(gt=0)]
@@ -31,7 +31,8 @@ def _different(values: list) -> list:
 class Parameters(BaseModel):
     """Parameters that all notebooks share: data, model, training, and where results go.
 
-    `store` holds trained models and errors, `output` the notebook's tables; relative paths start at the repository.
+    `pretrained` lets the encoders that timm has weights for begin from them; others begin from random ones. `store`
+    holds trained models and errors, `output` the notebook's tables; relative paths start at the repository.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -44,6 +45,7 @@ class Parameters(BaseModel):
     test_images: Count
     tasks: Tasks
     encoder: Annotated[str, AfterValidator(encoders.known)]
+    pretrained: bool
     optimizer: Optimizer
     epochs: Count
     batch_size: int = Field(ge=2)
@@ -62,6 +64,9 @@ class Parameters(BaseModel):
     def _files(self) -> Parameters:
         if self.data != "rooms" and not self.root:
             raise ValueError(f"root should be the folder of the {self.data} files, found {self.root!r}")
+        used = [self.encoder, *getattr(self, "encoders", []), getattr(self, "surrogate", "")]
+        if self.pretrained and not any(name.startswith(encoders.TIMM) for name in used):
+            raise ValueError(f"pretrained should be false unless an encoder is timm/<name>, found {self.encoder!r}")
         try:
             self.model(self.tasks)
         except ValidationError as error:
@@ -76,11 +81,13 @@ class Parameters(BaseModel):
     def model(self, tasks: str, seed: int = 0, weights: str = "uniform", encoder: str | None = None) -> ModelSpec:
         """The specification of a model of `tasks`, trained as these parameters say; `encoder` takes another."""
         names = "optimizer epochs batch_size learning_rate momentum weight_decay schedule".split()
+        encoder = encoder or self.encoder
         return ModelSpec(
             data=DataSpec(name=self.data, root=self.root or None, size=self.size, on_bad=self.on_bad),
             tasks=tasks,
             images=self.train_images or None,
-            encoder=encoder or self.encoder,
+            encoder=encoder,
+            pretrained=self.pretrained and encoder.startswith(encoders.TIMM),
             seed=seed,
             weights=weights,
             precision=machine.precision() if self.precision == "auto" else self.precision,
@@ -122,8 +129,14 @@ class Study(Parameters):
 
 
 class RQ1(Study):
-    """Parameters of the notebook `rq1_auxiliary_tasks`."""
+    """Parameters of the notebook `rq1_auxiliary_tasks`.
 
+    more_tasks : letters beside `tasks` whose models of one and two tasks are compared by their errors; those that the
+        data set has no labels of are left out, so that `data` can be changed alone.
+    eps_panel, steps_panel, encoders : what the panels vary.
+    """
+
+    more_tasks: Annotated[str, AfterValidator(lambda letters: letters and parse(letters))]
     eps_panel: Annotated[list[Positive], Field(min_length=1), AfterValidator(_different)]
     steps_panel: Annotated[list[Count], Field(min_length=1), AfterValidator(_different)]
     encoders: Annotated[list[Annotated[str, AfterValidator(encoders.known)]], AfterValidator(_different)]
@@ -137,6 +150,12 @@ class RQ1(Study):
         if max(self.eps_panel) <= 4 or len(self.eps_panel) < 2:
             raise ValueError("eps_panel should have at least two budgets, one of them above 4")
         return self
+
+    @property
+    def figure_tasks(self) -> str:
+        """`tasks` and those of `more_tasks` that the data set has."""
+        given = set(self.more_tasks) & set(letters(self.data))
+        return canonical("".join({*self.tasks, *given}))
 
 
 class RQ4(Study):

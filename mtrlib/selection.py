@@ -54,22 +54,6 @@ def printed(matrices: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pivot(parts)
 
 
-def mean_errors(errors: pd.DataFrame, column: str, *, replicates: int = 1000) -> pd.DataFrame:
-    """The mean of "clean_error" or "adversarial_error" of each cell, as `tables.vulnerabilities` gives vulnerabilities.
-
-    Parameters
-    ----------
-    errors : as `studies.run` gives it, of one panel and way to attack.
-    """
-    rows = []
-    for cell, group in errors.groupby(CELL, sort=False):
-        value, drawn = mean_of(
-            group.pivot(index="seed", columns="image_id", values=column).to_numpy(), replicates=replicates
-        )
-        rows.append({**dict(zip(CELL, cell, strict=True)), "value": value, "replicates": drawn})
-    return pd.DataFrame(rows)
-
-
 def first_order(store: Store, cells: list[Cell], *, images: int, replicates: int = 1000) -> pd.DataFrame:
     """First-order vulnerability from gradients alone, relative to the clean loss: the mean over images of
     eps ||r||_q / L, r the gradient of the main task's loss L (`theory`, lemma 2). No attack is run.
@@ -93,7 +77,7 @@ def first_order(store: Store, cells: list[Cell], *, images: int, replicates: int
         found.setdefault((cell.main, cell.auxiliary), []).append(torch.cat(parts).cpu().numpy())
     rows = []
     for cell, values in found.items():
-        value, drawn = mean_of(np.stack(values), replicates=replicates)
+        value, drawn = metrics.mean_of(np.stack(values), replicates=replicates)
         rows.append({**dict(zip(CELL, cell, strict=True)), "value": value, "replicates": drawn})
     return pd.DataFrame(rows)
 
@@ -144,17 +128,6 @@ def forward_operations(spec: ModelSpec) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, spec.data.size, spec.data.size))
     return counter.get_total_flops()
-
-
-def mean_of(values: np.ndarray, *, replicates: int = 1000) -> tuple[float, np.ndarray]:
-    """The mean over images and its bootstrap replicates, of the draws of `tables.vulnerabilities`.
-
-    Parameters
-    ----------
-    values : (S, N), at least 0, of N images for each of S seeds; NaN where an image has none.
-    """
-    drawn = metrics.bootstrap(np.zeros_like(values), values, metrics.ABSOLUTE, replicates=replicates)
-    return float(np.nanmean(values, axis=1).mean()), drawn
 
 
 def correlations(cells: pd.DataFrame, target: str, proxies: list[str], seed: int = 0) -> pd.DataFrame:

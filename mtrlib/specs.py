@@ -58,6 +58,7 @@ class ModelSpec(Spec):
     data, images : the training data and how many of its images (None: all).
     tasks : letters of the tasks it learns; the first is the main one.
     encoder : one of `encoders.ENCODERS`, or "timm/<name>".
+    pretrained : begin from the weights that timm has for its network; for "timm/<name>" only.
     weights : how the task losses are weighted, one of `weights.WEIGHTS`.
     seed : of the first weights and the order of the images.
     optimizer : "adamw", or "sgd" with Nesterov's momentum (the supplement names SGD and its momentum only).
@@ -71,6 +72,7 @@ class ModelSpec(Spec):
     tasks: Tasks
     images: int | None = Field(None, ge=1)
     encoder: Annotated[str, AfterValidator(encoders.known)] = "resnet18_small"
+    pretrained: bool = False
     weights: Literal[WEIGHTS] = "uniform"
     seed: int = Field(0, ge=0)
     optimizer: Optimizer = "adamw"
@@ -92,6 +94,8 @@ class ModelSpec(Spec):
                 f"size should be a multiple of {stride} from {2 * stride} on for {self.encoder}. "
                 f"Found {self.data.size}."
             )
+        if self.pretrained and not self.encoder.startswith(encoders.TIMM):
+            raise ValueError(f"pretrained should be false for {self.encoder}: only timm/<name> has trained weights")
         if self.weights == "published":
             task_weights(self.weights, self.tasks)  # refuses tasks without published weights
         return self

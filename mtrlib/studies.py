@@ -45,21 +45,24 @@ class Cell:
 
 
 def rq1(p: RQ1) -> list[Cell]:
-    """Everything that RQ1 needs: the table main x auxiliary, and its panels on norm, eps, attack steps and epochs.
+    """Everything that RQ1 needs: the table main x auxiliary, all pairs of `p.figure_tasks` (panel "pairs"), and the
+    panels on norm, eps, attack steps, encoders and epochs.
 
-    Panels use the first `p.panel_images` images. A step is the same share of the budget in every panel.
+    Those two and "encoders" use all test images, the others the first `p.panel_images`. A step is the same share of the
+    budget in every panel.
     """
 
     def cells(
         panel: str,
         setting: str | float,
         images: int,
+        tasks: str = p.tasks,
         epoch: int | None = None,
         encoder: str | None = None,
         **changes,
     ) -> Iterator[Cell]:
         for seed in p.seeds:
-            for model, attacked, mains in _pairs(p, seed, encoder):
+            for model, attacked, mains in _pairs(p, tasks, seed, encoder):
                 base = p.attack(attacked)
                 wanted = {**base.model_dump(), **changes}
                 wanted["step_size_255"] = base.step_size_255 * wanted["eps_255"] / base.eps_255
@@ -74,6 +77,7 @@ def rq1(p: RQ1) -> list[Cell]:
 
     matched = matched_l2_eps_255(p.eps_255, p.size)
     found = [*cells("table", "linf", p.test_images)]
+    found += cells("pairs", "linf", p.test_images, tasks=p.figure_tasks)
     found += cells("norm", "linf", p.panel_images)
     found += cells("norm", "l2, nominal", p.panel_images, norm="l2")
     found += cells("norm", "l2, matched", p.panel_images, norm="l2", eps_255=matched)
@@ -128,7 +132,7 @@ def rq4(p: RQ4) -> list[Cell]:
     variants = {"target": {}, "early": {}, "fgsm": {"name": "fgsm"}, "surrogate": {}}
     for panel, changes in variants.items():
         for seed in p.seeds:
-            for model, attacked, mains in _pairs(p, seed, p.surrogate if panel == "surrogate" else None):
+            for model, attacked, mains in _pairs(p, p.tasks, seed, p.surrogate if panel == "surrogate" else None):
                 epoch = model.checkpoints[0] if panel == "early" else model.epochs
                 evaluation = Evaluation(model=model, attack=p.attack(attacked, **changes), epoch=epoch)
                 kind = "single" if len(attacked) == 1 else "joint"
@@ -243,8 +247,8 @@ def plan(store: Store, cells: list[Cell]) -> pd.DataFrame:
 
 
 def train(store: Store, cells: list[Cell]) -> pd.DataFrame:
-    """Train the models that the store lacks. Returns one row a model: tasks, seed, the seconds it took when it was
-    trained, and the last training loss of each task."""
+    """Train the models that the store lacks. Returns one row a model: tasks, encoder, weights, seed, the seconds it
+    took when it was trained, and the last training loss of each task."""
     rows = []
     wanted = models(cells)
     for number, spec in enumerate(wanted, start=1):
@@ -252,7 +256,8 @@ def train(store: Store, cells: list[Cell]) -> pd.DataFrame:
         record = store.record(spec)
         last = record["history"][-1]
         losses = {f"loss {letter}": last[letter] for letter in spec.tasks}
-        rows.append({"tasks": spec.tasks, "seed": spec.seed, "seconds": record["seconds"], **losses})
+        about = {name: getattr(spec, name) for name in ("tasks", "encoder", "weights", "seed")}
+        rows.append({**about, "seconds": record["seconds"], **losses})
     return pd.DataFrame(rows)
 
 
@@ -301,10 +306,10 @@ def _with_attacked_losses(rows: pd.DataFrame, e: Evaluation) -> pd.DataFrame:
     return rows
 
 
-def _pairs(p: Study, seed: int, encoder: str | None = None) -> Iterator[tuple[ModelSpec, str, str]]:
-    """Every model, what is attacked, and the main tasks read from it. Uniform weights do not tell main from auxiliary:
-    s with d and d with s are one model, named in the paper's order."""
-    tasks = canonical(p.tasks)
+def _pairs(p: Study, tasks: str, seed: int, encoder: str | None = None) -> Iterator[tuple[ModelSpec, str, str]]:
+    """Every model of one or two tasks, what is attacked, and the main tasks read from it. Uniform weights do not tell
+    main from auxiliary: s with d and d with s are one model, named in the paper's order."""
+    tasks = canonical(tasks)
     for letter in tasks:
         yield p.model(letter, seed, encoder=encoder), letter, letter
     for first, second in combinations(tasks, 2):

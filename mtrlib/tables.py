@@ -59,6 +59,20 @@ def vulnerabilities(
     return pd.DataFrame(rows)
 
 
+def mean_errors(
+    errors: pd.DataFrame, column: str = "adversarial_error", *, replicates: int = 1000, by: Sequence[str] = CELL
+) -> pd.DataFrame:
+    """The mean of "clean_error" or "adversarial_error" of each cell: the columns of `by`, value, low, high (95 %) and
+    replicates, of the draws of `vulnerabilities`. Parameters as there."""
+    rows = []
+    for cell, group in errors.groupby(list(by), sort=False):
+        value, drawn = metrics.mean_of(_by_seed(group, column), replicates=replicates)
+        low, high = metrics.interval(drawn)
+        row = {"value": value, "low": float(low), "high": float(high), "replicates": drawn}
+        rows.append({**dict(zip(by, cell, strict=True)), **row})
+    return pd.DataFrame(rows)
+
+
 def against_single_task(table: pd.DataFrame) -> pd.DataFrame:
     """The two-task cells of `vulnerabilities`, each beside the single-task model of the same main task.
 

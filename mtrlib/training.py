@@ -48,7 +48,7 @@ def fit(
     ------
     FloatingPointError : where a loss is not finite, with its epoch, step and task.
     """
-    model = build(spec, len(data.class_names)).to(device)
+    model = build(spec, len(data.class_names), spec.pretrained).to(device)
     parameters = dict(model.named_parameters())
     optimizer = optimizer_of(spec, parameters)
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,9 +72,10 @@ def fit(
     return history
 
 
-def build(spec: ModelSpec, classes: int) -> models.MultiTaskModel:
-    """The untrained model of a specification; `classes` is the number of classes of s in its data set."""
-    return models.build(spec.encoder, spec.tasks, classes=classes, seed=spec.seed)
+def build(spec: ModelSpec, classes: int, pretrained: bool = False) -> models.MultiTaskModel:
+    """The untrained model of a specification; `classes` is the number of classes of s in its data set. `pretrained`
+    fetches the weights that its encoder begins from, where it has any."""
+    return models.build(spec.encoder, spec.tasks, classes=classes, seed=spec.seed, pretrained=pretrained)
 
 
 def optimizer_of(spec: ModelSpec, parameters: dict[str, Tensor]) -> torch.optim.Optimizer:

@@ -19,6 +19,26 @@ def test_heat_maps_show_every_number_and_label_their_axes():
     assert figure.axes[0].get_ylabel() == "main task"
 
 
+def test_errors_have_a_panel_a_main_task_and_a_line_for_the_single_task_model():
+    rows = [
+        {"main": m, "auxiliary": a, "attacked": k, "value": 2.0 + (a == "d"), "low": 1.0, "high": 4.0}
+        for m in "sd"
+        for a in "sd"
+        for k in (("single",) if m == a else ("single", "joint"))
+    ]
+    table = pd.DataFrame(rows)
+    alone = table.main == table.auxiliary
+    figure = figures.errors(table[alone], table[~alone])
+    assert [axis.get_title() for axis in figure.axes] == [f"{x}: {TASKS[x].name}" for x in "sd"]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["1 - mIoU", "squared error"]
+    of_s = figure.axes[0]
+    assert list(of_s.lines[0].get_ydata()) == [2.0, 2.0]
+    assert [text.get_text() for text in of_s.get_xticklabels()] == ["d"]
+    marks = [c for c in of_s.containers if hasattr(c, "lines")]
+    assert [float(mark.lines[0].get_ydata()[0]) for mark in marks] == [3.0, 3.0]
+    assert [mark.lines[0].get_markerfacecolor() for mark in marks] == [figures.COLOURS["d"], "white"]
+
+
 def test_lines_have_a_panel_a_main_task_and_its_colours():
     rows = [
         {"main": m, "auxiliary": a, "attacked": "single", "setting": x, "value": x, "low": x - 1, "high": x + 1}

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from mtrlib import encoders, models
+from mtrlib.specs import DataSpec, ModelSpec
+from mtrlib.store import Store
 
 
 def test_the_pair_of_s_and_d_has_the_size_that_the_supplement_prints():
@@ -52,6 +54,24 @@ def test_trained_weights_that_cannot_be_had_are_one_clear_error(monkeypatch):
         models.build("timm/resnet18", "s", pretrained=True)
     with pytest.raises(ValueError, match="only timm/<name>"):
         models.build("resnet18", "s", pretrained=True)
+
+
+def test_a_specification_begins_from_trained_weights_and_loads_without_them(monkeypatch, tmp_path):
+    """Weights are asked for when a model is trained; a trained one is read from the store alone."""
+    asked = []
+    real = encoders.build
+
+    def build(name, pretrained=False):
+        asked.append(pretrained)
+        return real(name)
+
+    monkeypatch.setattr(encoders, "build", build)
+    spec = ModelSpec(
+        data=DataSpec(size=64), tasks="sd", images=4, batch_size=2, epochs=1, encoder="timm/resnet10t", pretrained=True
+    )
+    Store(tmp_path).model(spec)
+    Store(tmp_path).model(spec)
+    assert asked == [True, False, False]
 
 
 def test_heads_of_every_encoder_are_named_by_task():

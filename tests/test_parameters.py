@@ -47,6 +47,9 @@ def test_every_parameters_file_is_valid(path):
         ("tasks: s", "at least two tasks"),
         ("seeds: [0, 0]", "seeds: .*differ"),
         ("tasks: sk", "tasks should be out of 'sdDnE' for rooms"),
+        ("more_tasks: sdx", "more_tasks: .*letters out of"),
+        ("pretrained: yes please", "pretrained: .*valid boolean.* Found 'yes please'"),
+        ("pretrained: true", "pretrained should be false unless an encoder is timm/<name>"),
         ("size: 100", "size should be a multiple of 8"),
         ("eps_panel: [4.0]", "eps_panel should have"),
         ("steps_panel: [25]", "steps_panel should have"),
@@ -59,6 +62,13 @@ def test_every_parameters_file_is_valid(path):
 def test_what_is_wrong_is_said(text, message):
     with pytest.raises(ValueError, match=message):
         parameters.check({**smoke(), **yaml.safe_load(text)}, parameters.RQ1)
+
+
+def test_pretrained_is_passed_on_to_the_encoders_of_timm_alone():
+    values = {**smoke(), "pretrained": True, "encoders": ["resnet18_small", "timm/convnext_atto"], "size": 64}
+    p = parameters.check(values, parameters.RQ1)
+    assert not p.model("sd").pretrained
+    assert p.model("sd", encoder="timm/convnext_atto").pretrained
 
 
 def test_all_faults_are_told_at_once():

@@ -29,6 +29,19 @@ def test_every_printed_vulnerability_table_can_be_asked_for():
         assert published.vulnerability(table, attacked).notna().sum().sum() >= 20
 
 
+def test_the_orders_of_the_supplement():
+    """Figures 12 and 13: six orders of the same five tasks; the second figure is the first over the number of tasks."""
+    orders = published.orders()
+    assert list(orders.order.unique()) == ["DEnds", "nsDdE", "sdnDE", "dDEsn", "nDEds", "EndDs"]
+    assert (orders.groupby("order").added.agg("".join) == orders.order.unique()[[0, 5, 3, 4, 1, 2]]).all()
+    of_all = orders[orders.tasks == "sdDnE"]
+    assert of_all.unweighted.unique() == [11.9]
+    assert np.allclose(orders.weighted_over_unweighted, 1, atol=0.02)
+    falling = published.falling_steps()
+    assert falling.loc["s or E", "unweighted"] == "1 of 7"  # with E added to sdDn
+    assert falling.loc["another task", "weighted"] == "11 of 13"
+
+
 def test_the_sixteen_claims_by_number():
     claims = published.claims()
     assert len(claims) == 16

@@ -96,7 +96,7 @@ def test_too_few_cells_have_no_correlation_of_their_own():
 
 def test_the_mean_of_images_uses_the_draws_of_vulnerabilities():
     values = np.random.default_rng(0).uniform(1, 2, (1, 20))
-    value, drawn = selection.mean_of(values, replicates=100)
+    value, drawn = metrics.mean_of(values, replicates=100)
     assert value == pytest.approx(values.mean())
     same = metrics.bootstrap(np.ones((1, 20)), 1 + values, "per_image", replicates=100)
     np.testing.assert_allclose(drawn, same)

@@ -17,12 +17,21 @@ def changed(p, **values) -> parameters.RQ1:
 
 
 def test_five_tasks_need_fifteen_models(p):
-    p = changed(p, tasks="sdDnE")
+    p = changed(p, tasks="sdDnE", more_tasks="")
     cells = studies.rq1(p)
     assert len(studies.models(cells)) == 5 + 10
     table = [cell for cell in cells if cell.panel == "table"]
     assert len(table) == 5 + 20 + 20
     assert len({(cell.main, cell.auxiliary, cell.attacked) for cell in table}) == 45
+
+
+def test_more_tasks_add_their_pairs_and_nothing_else(p):
+    """Figures 1 to 11: all sets of one and two tasks; what the data set has no labels of is left out."""
+    without, cells = studies.rq1(changed(p, more_tasks="")), studies.rq1(changed(p, more_tasks="DE"))
+    assert len(studies.models(cells)) == 5 + 10
+    pairs = [cell for cell in cells if cell.panel == "pairs"]
+    assert {(cell.main, cell.auxiliary) for cell in pairs} == {(m, a) for m in "sdDnE" for a in "sdDnE"}
+    assert [cell for cell in cells if cell.panel != "pairs"] == [cell for cell in without if cell.panel != "pairs"]
 
 
 def test_the_order_of_the_tasks_does_not_matter(p):

@@ -1,6 +1,7 @@
 """The numbers and claims that the paper prints, as tables of the shape of ours.
 
 Transcribed from the paper (arXiv 2110.15053), its Tables 1 to 3, and its supplement, Tables 1 to 6 and appendix B.
+Figures 12 and 13 of the supplement (orders of tasks) are read off the pictures, to about 2 %.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import pandas as pd
 
 from mtrlib.tasks import TASKS
 
+# The encoders of the supplement's Tables 2 to 6.
+ENCODERS = {"resnet18": "2", "resnet50": "3", "xception_small": "4", "wide_resnet50_2": "5", "resnet152": "6"}
 ATTACKED = {"single": "main", "joint": "both", "as_published": "as_published", "none": "none"}
 
 
 def read(name: str) -> pd.DataFrame:
     """One of the transcribed files, as it is: "vulnerability_tables", "selection_table3", "settings_supplement_table1",
-    "task_weights_supplement" or "claims"."""
+    "task_weights_supplement", "orders_supplement" or "claims"."""
     path = files(__name__) / f"{name}.csv"
     if not path.is_file():
         raise ValueError(f"There is no published table {name!r}. There are: {', '.join(_names())}.")
@@ -80,6 +83,37 @@ def ratio(table: str, baseline: str, attacked: str = "single") -> pd.Series:
     pair = np.log((one / two).to_numpy(float)[~np.eye(len(one), dtype=bool)])
     values = {"ratio": pair.mean(), "lowest": pair.min(), "highest": pair.max()}
     return pd.Series({**{name: float(np.exp(value)) for name, value in values.items()}, "cells": len(pair)})
+
+
+def orders() -> pd.DataFrame:
+    """Figures 12 and 13 of the supplement: the adversarial vulnerability of models of one to five tasks.
+
+    Returns
+    -------
+    One row a point: order (of the six, the tasks in the order of their adding), tasks (of the model, in the paper's
+    order), added (the last of them), unweighted (figure 12), weighted (figure 13, weights 1/N) and
+    weighted_over_unweighted, which would be 1 if figure 13 were figure 12 divided by the number of tasks.
+    """
+    rows = read("orders_supplement").pivot(index=["order", "tasks"], columns="figure", values="value")
+    rows = rows.rename(columns={12: "unweighted", 13: "weighted"}).rename_axis(columns=None).reset_index()
+    number = rows.tasks.str.len()
+    rows["added"] = [order[k - 1] for order, k in zip(rows.order, number, strict=True)]
+    rows["weighted_over_unweighted"] = rows.weighted * number / rows.unweighted
+    drawn = read("orders_supplement").order.drop_duplicates()
+    place = rows.order.map({order: k for k, order in enumerate(drawn)})
+    return rows.assign(place=place, number=number).sort_values(["place", "number"]).drop(columns=["place", "number"])
+
+
+def falling_steps() -> pd.DataFrame:
+    """How many steps of `orders` lower the vulnerability, by what is added: as claim 2.3 asks."""
+    rows = orders()
+    steps = rows.groupby("order", sort=False)[["unweighted", "weighted"]].diff().join(rows[["order", "tasks", "added"]])
+    steps = steps.dropna().drop_duplicates(["tasks", "added"])  # two orders share steps
+    kinds = steps.added.isin(["s", "E"]).map({True: "s or E", False: "another task"})
+    counts = {}
+    for name, group in steps.groupby(kinds):
+        counts[name] = {column: f"{(group[column] < 0).sum()} of {len(group)}" for column in ("unweighted", "weighted")}
+    return pd.DataFrame(counts).T.rename_axis("added task")
 
 
 def task_weights() -> pd.DataFrame:
