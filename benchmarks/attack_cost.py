@@ -73,7 +73,7 @@ def convolution_peak(device: torch.device, precision: str) -> float:
 def attack_cost(options, device, precision: str, tasks: str, attacked: str, peak: float, name: str = "pgd") -> dict:
     """An attack on `attacked` tasks of a model of `tasks` against its bare passes."""
     model = models.build(options.encoder, tasks, classes=CLASSES, seed=0).to(device).eval().requires_grad_(False)
-    model = evaluation.in_precision(model, precision)
+    model = evaluation.for_attack(model, precision)
     images, targets = batch(options.batch, options.size, tasks, device)
     losses = attacks.task_losses(model, targets, None, attacked)
     spec = AttackSpec(name=name, tasks=attacked, steps=STEPS)
@@ -119,7 +119,7 @@ def training_cost(options, device, precision: str, tasks: str, peak: float) -> d
     """Images a second of `training.fit`, by its own steps, without the writing of checkpoints."""
     spec = ModelSpec(data=DataSpec(size=options.size), tasks=tasks, encoder=options.encoder, precision=precision)
     images, targets = batch(512, options.size, tasks, device)
-    data = Dataset("random", (images * 255).byte(), targets, dict.fromkeys(tasks), tuple(map(str, range(512))), ())
+    data = dataset(images, targets, tasks)
     model = training.build(spec, CLASSES).to(device)
     optimizer = training.optimizer_of(spec, dict(model.named_parameters()))
     epoch = lambda: list(training.epoch_losses(spec, model, optimizer, data, device, 1))  # noqa: E731
@@ -151,6 +151,12 @@ def batch(number: int, size: int, tasks: str, device: torch.device):
     if "s" in tasks:
         targets["s"] = torch.randint(0, CLASSES, (number, size, size), device=device, dtype=torch.uint8)
     return images, targets
+
+
+def dataset(images: torch.Tensor, targets: dict[str, torch.Tensor], tasks: str) -> Dataset:
+    """A data set of the images and targets of `batch`."""
+    ids = tuple(map(str, range(len(images))))
+    return Dataset("random", (images * 255).byte(), targets, dict.fromkeys(tasks), ids, ())
 
 
 def operations(model: nn.Module, images: torch.Tensor, tasks: str) -> int:

@@ -158,7 +158,7 @@ class XceptionDecoder(nn.Module):
         return self.head(torch.cat([main, beside.to(main.dtype)], dim=1).relu())
 
 
-class _Timm(nn.Module):
+class Timm(nn.Module):
     """The last feature map of a network of timm."""
 
     def __init__(self, network: nn.Module):
@@ -170,7 +170,7 @@ class _Timm(nn.Module):
         return self.network(images)[-1]
 
 
-def _timm(name: str, pretrained: bool) -> _Timm:
+def _timm(name: str, pretrained: bool) -> Timm:
     import timm
 
     options = {"features_only": True, "pretrained": pretrained}
@@ -188,4 +188,4 @@ def _timm(name: str, pretrained: bool) -> _Timm:
         if not pretrained:
             raise
         raise ValueError(f"The trained weights of {name} cannot be fetched: {error}") from error
-    return _Timm(network)
+    return Timm(network)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mtrlib import attacks, machine
+from mtrlib import attacks, machine, models
 from mtrlib.data import Dataset
 from mtrlib.models import MultiTaskModel
 from mtrlib.specs import AttackSpec
@@ -29,7 +28,7 @@ def attack_batch(
     generator : of the random starts.
     """
     images, targets, masks = batch
-    model = in_precision(model, precision)
+    model = for_attack(model, precision)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return attacks.NAMED[attack.name](
             task_losses(model, targets, masks, attack),
@@ -49,15 +48,18 @@ def task_losses(model: MultiTaskModel, targets: dict, masks: dict, attack: Attac
     return attacks.task_losses(model, targets, masks, attack.tasks, dense=dense, steps=max(attack.steps, 1))
 
 
-def in_precision(model: MultiTaskModel, precision: str) -> MultiTaskModel:
-    """The model with the weights of its convolutions in `precision`, to be run under autocast, which then casts only
-    activations: in every step of an attack the weights are the same. Batch norms stay float32."""
-    if precision == "float32":
-        return model
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            module.to(torch.bfloat16)
+def for_attack(model: MultiTaskModel, precision: str) -> MultiTaskModel:
+    """A copy of the model that gives the same outputs with less work, for the many passes of an attack.
+
+    Batch norms, which in evaluation mode are affine, are folded into the convolutions before them (exact but for
+    rounding). With "bfloat16" the weights of the convolutions are cast once, to be run under autocast, which then casts
+    activations only.
+    """
+    model = models.folded(model)
+    if precision == "bfloat16":
+        for module in model.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                module.to(torch.bfloat16)
     return model
 
 

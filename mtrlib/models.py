@@ -7,10 +7,13 @@ connections. `xception_small` has one of its own.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mtrlib import encoders
 from mtrlib.encoders import ENCODERS
@@ -94,6 +97,28 @@ def build(
         for letter, decoder in decoders.items():
             _initialise(decoder, torch.Generator().manual_seed(seed * 1000 + ord(letter)))
     return MultiTaskModel(body, decoders).to(memory_format=torch.channels_last)
+
+
+def folded(model: MultiTaskModel) -> MultiTaskModel:
+    """A copy in which batch norms are folded into the convolution before them; the same outputs but for rounding.
+
+    Parameters
+    ----------
+    model : in evaluation mode. Networks of timm stay as they are: only in the encoders and decoders here does a batch
+        norm that follows a convolution in its module also follow it in the forward pass.
+    """
+    model = copy.deepcopy(model)
+    foreign = {part for module in model.modules() if isinstance(module, encoders.Timm) for part in module.modules()}
+    for module in set(model.modules()) - foreign:
+        for name, after in pairwise(module._modules):
+            convolution, norm = module._modules[name], module._modules[after]
+            holder, place = (convolution, "1") if isinstance(convolution, encoders.Separable) else (module, name)
+            convolution = holder._modules[place]
+            if isinstance(convolution, (nn.Conv2d, nn.ConvTranspose2d)) and isinstance(norm, nn.BatchNorm2d):
+                up = isinstance(convolution, nn.ConvTranspose2d)
+                holder._modules[place] = fuse_conv_bn_eval(convolution, norm, transpose=up)
+                module._modules[after] = nn.Identity()
+    return model
 
 
 def _decoder(encoder: str, latent: int, channels: int) -> nn.Module:

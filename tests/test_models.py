@@ -74,6 +74,42 @@ def test_a_specification_begins_from_trained_weights_and_loads_without_them(monk
     assert asked == [True, False, False]
 
 
+def shaken(model: models.MultiTaskModel) -> models.MultiTaskModel:
+    """The model in evaluation mode, with batch norms that do something."""
+    g = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3, generator=g)
+            module.running_var.uniform_(0.5, 2, generator=g)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5, generator=g)
+            torch.nn.init.normal_(module.bias, 0, 0.2, generator=g)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("encoder", ["resnet18_small", "resnet50_small", "resnet18", "xception_small"])
+def test_folding_batch_norms_changes_outputs_by_rounding_only(encoder):
+    """And leaves none of them, nor anything of the model that it was given, changed."""
+    model = shaken(models.build(encoder, "sd", seed=0))
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    small = models.folded(model)
+    assert not [module for module in small.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    images = torch.rand(2, 3, 64, 64)
+    for letter, output in model(images).items():
+        assert torch.allclose(small(images)[letter], output, rtol=0, atol=2e-5 * output.abs().max().item())
+    assert all(torch.equal(before[name], values) for name, values in model.state_dict().items())
+
+
+def test_networks_of_timm_are_not_folded():
+    model = shaken(models.build("timm/resnet10t", "d", seed=0))
+    small = models.folded(model)
+    norms = [
+        sum(isinstance(m, torch.nn.BatchNorm2d) for m in part.modules()) for part in (model.encoder, small.encoder)
+    ]
+    assert norms[0] == norms[1] > 0
+    images = torch.rand(1, 3, 64, 64)
+    assert torch.allclose(small(images)["d"], model(images)["d"], atol=1e-5)
+
+
 def test_heads_of_every_encoder_are_named_by_task():
     """Save with one order of tasks, load with another; the published Xception stored them by position."""
     for encoder in ("xception_small", "resnet50_small"):
