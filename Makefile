@@ -1,6 +1,7 @@
 # make reproduce   run the notebooks into runs/$(TIER)/, as notebooks and as HTML
 # make test        lint, tests, and the committed notebooks checked by nbval
-# Both make the virtual environment .venv first, if it is missing or requirements.txt is newer.
+# make report      results/$(TIER)/index.html, from what a run left there
+# All make the virtual environment .venv first, if it is missing or requirements.txt is newer.
 
 PYTHON ?= python3
 TIER ?= smoke
@@ -8,7 +9,7 @@ NOTEBOOKS ?= tour rq1_auxiliary_tasks rq2_marginal_vulnerability rq3_task_weight
 OUT = runs/$(TIER)
 BIN = .venv/bin
 
-.PHONY: reproduce notebooks test lint clean
+.PHONY: reproduce notebooks report test lint clean
 .DELETE_ON_ERROR:
 
 reproduce: .venv/installed
@@ -25,6 +26,10 @@ reproduce: .venv/installed
 notebooks: .venv/installed
 	$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 	    $(NOTEBOOKS:%=notebooks/%.ipynb)
+
+# A page of the results in results/$(TIER)/: claims, verdicts, figures, rendered notebooks.
+report: .venv/installed
+	$(BIN)/python -m mtrlib report results/$(TIER)
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env \

@@ -376,10 +376,13 @@ def images(rows: dict[str, dict[str, torch.Tensor]], classes: tuple[str, ...]) -
 
 
 def write(folder: Path, name: str, **figures: Figure) -> None:
-    """Write figures as `<folder>/<name>_<figure>.png`, at 100 dots an inch."""
+    """Write figures as `<folder>/<name>_<figure>.png`, at 100 dots an inch, and as `.svg`; the same figure gives the
+    same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     for title, figure in figures.items():
         figure.savefig(folder / f"{name}_{title}.png", dpi=100)
+        with plt.rc_context({"svg.hashsalt": title}):
+            figure.savefig(folder / f"{name}_{title}.svg", metadata={"Date": None})
 
 
 def _show(axis, title: str, picture: np.ndarray, classes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
-from mtrlib import metrics
+from mtrlib import machine, metrics
 from mtrlib.tasks import TASKS
 
 CELL = ("panel", "setting", "attacked", "main", "auxiliary")
@@ -262,7 +263,8 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def write(folder: Path, name: str, **frames: pd.DataFrame) -> pd.DataFrame:
-    """Write tables as `<folder>/<name>_<table>.csv`, each whole or not at all. Returns what was written."""
+    """Write tables as `<folder>/<name>_<table>.csv`, each whole or not at all, and what they were computed by as
+    `<folder>/machine.json`. Returns what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for title, frame in frames.items():
@@ -271,6 +273,9 @@ def write(folder: Path, name: str, **frames: pd.DataFrame) -> pd.DataFrame:
         shown(frame).to_csv(temporary, index=False)
         os.replace(temporary, path)
         rows.append({"file": path.name, "rows": len(frame)})
+    temporary = folder / f".machine.json.{os.getpid()}"
+    temporary.write_text(json.dumps(machine.describe(), indent=1) + "\n")
+    os.replace(temporary, folder / "machine.json")
     return pd.DataFrame(rows)
 
 

@@ -1,0 +1,77 @@
+"""One static page from the results of a tier: the claims with their verdicts, the figures, the rendered notebooks."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from jinja2 import Environment
+from nbconvert import HTMLExporter
+
+from mtrlib import published
+
+# What a verdict looks like: a sign beside the colour, for those who cannot tell colours apart.
+SIGNS = {"agrees": "✓", "disagrees": "✗", "cannot tell at this size": "?", "not measured here": "–"}
+
+
+def write(folder: Path) -> Path:
+    """Write `index.html` into a folder of results, and beside each executed notebook its rendering as HTML.
+
+    Parameters
+    ----------
+    folder : holds executed notebooks (`<notebook>.ipynb`), their tables (`<rq>_verdicts.csv` among them) and figures
+        (`<rq>_<figure>.png`), and `machine.json`, as the notebooks write them.
+
+    Returns
+    -------
+    The path of the page. It refers to files of the folder only, and to nothing outside it.
+    """
+    verdicts = {path.stem.split("_")[0]: path for path in sorted(folder.glob("rq*_verdicts.csv"))}
+    if not verdicts:
+        raise ValueError(f"Parameter folder should hold tables rq*_verdicts.csv. Found none in {folder}.")
+    notebooks = {path.stem: _render(path) for path in sorted(folder.glob("*.ipynb"))}
+    questions = [
+        {
+            "name": rq.upper(),
+            "claims": _claims(path),
+            "figures": [image.name for image in sorted(folder.glob(f"{rq}_*.png"))],
+            "notebook": next((html for name, html in notebooks.items() if name.startswith(rq)), None),
+        }
+        for rq, path in verdicts.items()
+    ]
+    machine = folder / "machine.json"
+    page = Environment(autoescape=True).from_string(files("mtrlib").joinpath("report.html").read_text("utf-8"))
+    html = page.render(
+        tier=folder.name,
+        machine=json.loads(machine.read_text()) if machine.exists() else {},
+        counts={sign: sum(claim["verdict"] == sign for q in questions for claim in q["claims"]) for sign in SIGNS},
+        signs=SIGNS,
+        questions=questions,
+        others={name: html for name, html in notebooks.items() if not name.startswith("rq")},
+    )
+    index = folder / "index.html"
+    index.write_text(html, encoding="utf-8")
+    return index
+
+
+def _claims(path: Path) -> list[dict]:
+    """The claims of one question, with what was measured as a list of findings."""
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+    known = published.claims()
+    for row in rows:
+        row["findings"] = [part.strip() for part in row["measured"].split("; ") if part.strip()]
+        row["where"] = known.loc[row["number"], "where"]
+        row["paper"] = row["printed tables"]
+    return rows
+
+
+def _render(path: Path) -> str:
+    """The name of the HTML file of an executed notebook, written beside it."""
+    exporter = HTMLExporter(embed_images=True)
+    exporter.mathjax_url = ""
+    html, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
+    path.with_suffix(".html").write_text(html, encoding="utf-8")
+    return path.with_suffix(".html").name

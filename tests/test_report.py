@@ -1,0 +1,103 @@
+"""The page of results: every link resolves, every claim and verdict is on it, and a browser finds nothing wrong."""
+
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
+import pytest
+
+from mtrlib import figures, published, report, tables
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Links(HTMLParser):
+    """The files that a page refers to."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in ("href", "src")]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Results as the notebooks write them: a table of verdicts, a figure, an executed notebook."""
+    claims = published.claims("RQ3")[["claim", "printed_evidence"]].rename(
+        columns={"printed_evidence": "printed tables"}
+    )
+    rows = claims.assign(measured=["pgd: 90% [80%, 95%]; apgd: <b>1</b> [0, 2]", "", "x: 1 [0, 2]", ""])
+    rows["verdict"] = list(report.SIGNS)
+    tables.write(tmp_path, "rq3", verdicts=rows.reset_index(names="number"))
+    figure, axis = plt.subplots()
+    axis.plot([0, 1])
+    plt.close(figure)
+    figures.write(tmp_path, "rq3", pgd=figure)
+    for name in ("rq3_task_weights", "tour"):
+        cells = [nbformat.v4.new_markdown_cell(f"# {name}"), nbformat.v4.new_code_cell("1 + 1")]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / f"{name}.ipynb")
+    return tmp_path
+
+
+def test_every_link_and_image_resolves(folder):
+    page = report.write(folder).read_text()
+    local = [link for link in Links(page).found if not link.startswith(("https://arxiv.org", "data:", "#"))]
+    assert {"rq3_pgd.png", "rq3_task_weights.html", "tour.html"} <= set(local)
+    assert all((folder / link).is_file() for link in local)
+
+
+def test_claims_stand_with_their_verdicts(folder):
+    page = report.write(folder).read_text()
+    for number, claim in published.claims("RQ3").claim.items():
+        assert f"{number} {claim}" in page
+    for verdict, sign in report.SIGNS.items():
+        assert f"{sign} {verdict}: 1" in page
+    assert "<li>pgd: 90% [80%, 95%]</li>" in page
+    assert "&lt;b&gt;1&lt;/b&gt;" in page, "text of tables is text"
+    assert "device cpu" in page or "device cuda" in page
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"rq\*_verdicts.csv. Found none in"):
+        report.write(tmp_path)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_a_browser_opens_it_without_complaint(folder):
+    """The control, a page with an image that is not there, shows that a complaint would be seen."""
+    page = report.write(folder)
+    broken = folder / "broken.html"
+    broken.write_text("<img src='missing.png'><script>undefined_function()</script>")
+    assert "<h2" in _opened(page)[0]
+    assert not _opened(page)[1]
+    assert _opened(broken)[1]
+
+
+def _opened(page) -> tuple[str, list[str]]:
+    """The document as the browser has it, and what its console says."""
+    options = "--headless --no-sandbox --disable-gpu --disable-background-networking --enable-logging=stderr --dump-dom"
+    done = subprocess.run([CHROMIUM, *options.split(), page.as_uri()], capture_output=True, text=True, timeout=120)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_figures_are_written_as_the_same_bytes_again(tmp_path):
+    figure, axis = plt.subplots()
+    axis.plot([0, 1])
+    plt.close(figure)
+    figures.write(tmp_path / "one", "rq1", line=figure)
+    figures.write(tmp_path / "two", "rq1", line=figure)
+    for kind in ("png", "svg"):
+        one, two = (tmp_path / name / f"rq1_line.{kind}" for name in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+        assert len(one.read_bytes()) > 1000
+
+
+def test_a_table_says_what_it_was_computed_by(tmp_path):
+    tables.write(tmp_path, "rq1", one=pd.DataFrame({"a": [1]}))
+    assert "commit" in (tmp_path / "machine.json").read_text()
