@@ -2,6 +2,7 @@ import pytest
 import yaml
 
 from mtrlib import machine, parameters, studies
+from mtrlib.data import rooms
 
 PARAMETERS = machine.root() / "params"
 KINDS = {
@@ -46,7 +47,6 @@ def test_every_parameters_file_is_valid(path):
         ("tasks: ss", "tasks: .*letters out of"),
         ("tasks: s", "at least two tasks"),
         ("seeds: [0, 0]", "seeds: .*differ"),
-        ("tasks: sk", "tasks should be out of 'sdDnE' for rooms"),
         ("size: 100", "size should be a multiple of 8"),
         ("eps_panel: [4.0]", "eps_panel should have"),
         ("steps_panel: [25]", "steps_panel should have"),
@@ -59,6 +59,12 @@ def test_every_parameters_file_is_valid(path):
 def test_what_is_wrong_is_said(text, message):
     with pytest.raises(ValueError, match=message):
         parameters.check({**smoke(), **yaml.safe_load(text)}, parameters.RQ1)
+
+
+def test_tasks_without_labels_are_refused(monkeypatch):
+    monkeypatch.setattr(rooms, "TASKS", "sd")
+    with pytest.raises(ValueError, match="tasks should be out of 'sd' for rooms"):
+        parameters.check({**smoke(), "tasks": "sk"}, parameters.RQ1)
 
 
 def test_all_faults_are_told_at_once():
