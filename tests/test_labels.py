@@ -45,15 +45,16 @@ def ramp(size):
 
 
 def picture_on_a_plain_wall(hand_made):
-    """The room without noise and textures; a picture from 0.6 to 1.4 m along and 1.3 to 1.9 m up the wall ahead."""
+    """The room in even light, without noise and textures; a picture from 0.6 to 1.4 m along and 1.3 to 1.9 m up."""
     scene = hand_made()
     scene["look"][:, 2] = 0
+    scene["lights"][..., 3:] = 0
     scene["surfaces"][..., 13:16] = scene["surfaces"][..., COLOUR][..., :3]
     scene["surfaces"][..., TEXTURE][..., 0] = 0
     scene["panels"][:] = 0
     scene["panels"][0, 4] = torch.tensor([8.0, 1.0, 1.6, 0.4, 0.3])
     scene["surfaces"][0, 4, COLOUR] = 0.6
-    scene["surfaces"][0, 8, COLOUR] = 0.2
+    scene["surfaces"][0, 8, COLOUR] = 0.04
     return scene
 
 
@@ -121,7 +122,7 @@ def test_key_points_of_a_gaussian_blob(size, share, sign):
     squared = ramp(size).square() + ramp(size).T.square()
     blob = 0.5 + sign * 0.2 * torch.exp(-0.5 * squared / (share * size) ** 2)
     found = labels.blobs(grey(blob))[0, 0]
-    assert (found.amax() + 1) / 2 * 0.005 == pytest.approx(0.2**2 / 16, rel=0.12)
+    assert (found.amax() + 1) / 2 * 0.005 == pytest.approx(0.2**2 / 16, rel=0.2)
     assert found.amax() == found[size // 2 - 1 : size // 2 + 1, size // 2 - 1 : size // 2 + 1].amax()
     assert (found[: size // 8] < -0.99).all()
 
@@ -153,13 +154,13 @@ def test_what_is_painted_on_a_wall_is_found_and_the_plain_wall_is_not(hand_made,
     ]
     assert min(at_corner) > 0.5
     along_the_side = points[row - reach : row - 1, middle - 2 : middle + 3]
-    assert along_the_side.max() < 0
+    assert along_the_side.max() < -0.5
     top, first = pixel(size, 2.4, 2.0)
     low, last = pixel(size, 3.2, 1.0)
     plain = (slice(top, low), slice(first, last))
     assert (view["label"][0][plain] == rooms.CLASSES.index("wall")).all()
-    assert (edges[plain] < -0.8).all()
-    assert (points[plain] < -0.99).all()
+    assert (edges[plain] == -1).all()
+    assert (points[plain] == -1).all()
 
 
 @pytest.mark.parametrize("size", [64, 128])

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from mtrlib.data import labels, rooms
-from mtrlib.data.scenes import PAINTED
 from mtrlib.tasks import TASKS
 
 
