@@ -312,6 +312,15 @@ def test_an_image_does_not_depend_on_those_beside_it(scenes, size):
             assert torch.equal(function(*(view[name][part] for name in names)), together[part])
 
 
+def test_filters_see_one_image_at_a_time_in_full_precision(view):
+    seen = []
+    luminance = labels._each(lambda image: (seen.append((image.shape, image.dtype)), image)[1], view["image"][:3])
+    assert seen == [((1, 1, 64, 64), torch.float64)] * 3
+    assert luminance.shape == (3, 1, 64, 64)
+    white = labels._each(lambda image: image, torch.full((1, 3, 8, 8), 255, dtype=torch.uint8))
+    assert white.unique().tolist() == [1]
+
+
 def test_labels_are_made_where_their_tensors_are():
     """On a device without storage: an operation that mixed it with the CPU would fail."""
     images = torch.empty(2, 3, 16, 16, dtype=torch.uint8, device="meta")
