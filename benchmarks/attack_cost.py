@@ -136,7 +136,7 @@ def training_cost(options, device, precision: str, tasks: str, peak: float) -> d
 
 
 def rendering_rate(options) -> float:
-    """Rooms a second, with all labels."""
+    """Rooms a second, with the labels of five tasks."""
     data_load = partial(load, "rooms", tasks="sdDnE", split="train", size=options.size)
     data_load(limit=16, seed=1)
     started = time.perf_counter()

@@ -391,10 +391,12 @@ def _show(axis, title: str, picture: np.ndarray, classes: int) -> None:
         colours = ListedColormap(_CLASS_COLOURS[:classes])
         axis.imshow(picture, cmap=colours, vmin=-0.5, vmax=classes - 0.5, interpolation="nearest")
     elif task is not None and task.channels == 1:
-        limits = {"vmin": -1, "vmax": 1} if title in "Ee" else {"vmin": 0.54, "vmax": 0.73}
+        limits = {"vmin": 0.54, "vmax": 0.73} if title in "dD" else {"vmin": -1, "vmax": 1}
         axis.imshow(picture[0], cmap="cividis", interpolation="nearest", **limits)
-    elif task is not None and task.channels == 3 and title != "A":
-        axis.imshow((picture.transpose(1, 2, 0) / 2 + 0.5).clip(0, 1), interpolation="nearest")
+    elif task is not None:  # [-1, 1]: colours, vectors, or two values in red and green
+        colours = np.zeros((3, *picture.shape[1:]))
+        colours[: len(picture)] = picture
+        axis.imshow((colours.transpose(1, 2, 0) / 2 + 0.5).clip(0, 1), interpolation="nearest")
     else:
         axis.imshow(picture.transpose(1, 2, 0).clip(0, 1), interpolation="nearest")
 

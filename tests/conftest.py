@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from mtrlib.data import rooms
+from mtrlib.data.scenes import CENTRE, CLASS, HALF, PAINTED, TURN
 from mtrlib.specs import DataSpec, ModelSpec
 
 
@@ -15,3 +17,25 @@ def generator() -> torch.Generator:
 def tiny() -> ModelSpec:
     """A model of s and d on 24 rooms of 16 pixels: trains in about two seconds."""
     return ModelSpec(data=DataSpec(size=16), tasks="sd", images=24, epochs=3, batch_size=8)
+
+
+@pytest.fixture
+def hand_made():
+    """A function of the name and the half sizes (radius) in metres of what stands in a room; nothing by default.
+
+    The room is 4 x 3 x 6 m, the camera level at its middle, looking at the wall z = 0 three metres away. The front of
+    the box, ball or column is 1.5 m away on the axis of the camera.
+    """
+
+    def make(name: str = "box", across: float = -1.0, tall: float | None = None) -> dict[str, torch.Tensor]:
+        scene = rooms.draw("train", 1)
+        scene["room"] = torch.tensor([[4.0, 3.0, 6.0]])
+        scene["camera"] = torch.tensor([[2.0, 1.5, 3.0, 0.0, 0.0, 1.0]])
+        scene["surfaces"][:, PAINTED:, HALF] = -1
+        surface = CLASS.index(rooms.CLASSES.index(name))
+        scene["surfaces"][:, surface, CENTRE] = torch.tensor([2.0, 1.5, 1.5 - across])
+        scene["surfaces"][:, surface, HALF] = torch.tensor([across, tall or across, across])
+        scene["surfaces"][:, surface, TURN] = torch.tensor([1.0, 0.0])
+        return scene
+
+    return make

@@ -64,3 +64,16 @@ def test_pictures_of_targets_and_outputs():
     assert titles[4:] == [""] * 4
     assert all(len(axis.images) == 1 for axis in figure.axes)
     assert len(figure.legends) == 1
+
+
+def test_every_task_can_be_drawn():
+    values = {x: torch.full((task.channels, 8, 8), -1.0) for x, task in TASKS.items() if x != "s"}
+    values["A"][0] = 1.0
+    values["p"][0] = 0.5
+    figure = figures.images({"label": values}, ())
+    drawn = {axis.get_title()[0]: axis.images[0].get_array() for axis in figure.axes}
+    assert set(drawn) == set(values)
+    assert drawn["A"][0, 0].tolist() == [1, 0, 0]
+    assert drawn["p"][0, 0].tolist() == [0.75, 0, 0.5]  # no third value
+    for letter in "kKeEr":
+        assert figure.axes[list(values).index(letter)].images[0].get_clim() == (-1, 1)

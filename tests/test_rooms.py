@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from mtrlib.data import rooms
-from mtrlib.data.scenes import CLASS, PAINTED
+from mtrlib.data import labels, rooms
+from mtrlib.tasks import TASKS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,26 +30,10 @@ def view(scenes):
 
 @pytest.fixture(scope="module")
 def dataset():
-    return rooms.load(tasks="sdDnE", split="train", size=64, limit=48)
+    return rooms.load(tasks=rooms.TASKS, split="train", size=64, limit=48)
 
 
-def hand_made(box_half=-1.0):
-    """A 4 x 3 x 6 m room, camera level at its middle, looking at the wall z = 0 three metres away; maybe one box.
-
-    The box is a cube on the axis of the camera, its front face 1.5 m away.
-    """
-    scene = rooms.draw("train", 1)
-    scene["room"] = torch.tensor([[4.0, 3.0, 6.0]])
-    scene["camera"] = torch.tensor([[2.0, 1.5, 3.0, 0.0, 0.0, 1.0]])
-    scene["surfaces"][:, PAINTED:, 5:8] = -1
-    box = CLASS.index(rooms.CLASSES.index("box"))
-    scene["surfaces"][:, box, 2:5] = torch.tensor([2.0, 1.5, 1.5 - box_half])
-    scene["surfaces"][:, box, 5:8] = box_half
-    scene["surfaces"][:, box, 8:10] = torch.tensor([1.0, 0.0])
-    return scene
-
-
-def test_values_worked_out_by_hand():
+def test_values_worked_out_by_hand(hand_made):
     view = rooms.render(hand_made(), 65)
     centre = (0, 32, 32)
     assert view["depth"][centre] == pytest.approx(3, abs=1e-5)
@@ -61,11 +45,11 @@ def test_values_worked_out_by_hand():
     assert view["normal"][0, :, 32, 0].tolist() == pytest.approx([1, 0, 0], abs=1e-6)  # the left wall faces right
     assert rooms.CLASSES[view["label"][0, 64, 32]] == "floor"
     assert rooms.CLASSES[view["label"][0, 0, 32]] == "ceiling"
-    assert rooms._log_depth(torch.tensor(2.0)).item() == pytest.approx(math.log(1025) / math.log(65536))
+    assert labels.log_depth(torch.tensor(2.0)).item() == pytest.approx(math.log(1025) / math.log(65536))
 
 
-def test_depth_finds_the_box_in_front_of_the_wall():
-    view = rooms.render(hand_made(box_half=0.25), 65)
+def test_depth_finds_the_box_in_front_of_the_wall(hand_made):
+    view = rooms.render(hand_made("box", 0.25), 65)
     assert view["depth"][0, 32, 32] == pytest.approx(1.5, abs=1e-5)
     is_box = view["label"][0] == rooms.CLASSES.index("box")
     # The front face spans 0.25 / 1.5 of half the image.
@@ -138,78 +122,70 @@ def test_targets_have_their_shapes_and_ranges(dataset):
     assert dataset.images.dtype == torch.uint8
     assert dataset.targets["s"].shape == (48, 64, 64)
     assert dataset.targets["s"].dtype == torch.uint8
-    low = {"d": 0.3, "D": 0.3, "n": -1.0, "E": -1.0}
+    low = {"d": 0.3, "D": 0.3, "p": 0.0, **dict.fromkeys("nkKeErA", -1.0)}
     for letter, bottom in low.items():
         values = dataset.targets[letter]
-        assert values.shape == (48, 3 if letter == "n" else 1, 64, 64)
+        assert values.shape == (48, TASKS[letter].channels, 64, 64)
         assert values.dtype == torch.float32
         assert values.isfinite().all()
         assert values.min() >= bottom - 1e-6
         assert values.max() <= 1 + 1e-6
+        assert values.max() > 0.69  # none uses a small part of its range only
+    assert set(dataset.targets) == set(TASKS) == set(rooms.TASKS)
     assert set(dataset.masks.values()) == {None}
     assert len(set(dataset.ids)) == 48
     assert dataset.ids[12] == "train-0-00012"
     assert dataset.class_names == rooms.CLASSES
 
 
-@pytest.mark.parametrize("size", [64, 128])
-def test_an_empty_room_has_no_occlusion_edges(size):
-    scenes = rooms.draw("test", 16)
-    scenes["surfaces"][:, PAINTED:, 5:8] = -1
-    view = rooms.render(scenes, size)
-    assert (view["label"] < 6).all()
-    # Creases between floor, ceiling and walls are no occlusions, nor are slanted planes.
-    assert (rooms.occlusion_edges(view["depth"]) > -0.9).float().mean() < 1e-3
+def test_the_first_five_targets_stay_what_models_were_trained_on():
+    """Sum and sum of squares of six rooms of 32 pixels, as measured before the other targets were there."""
+    images, targets = rooms._rendered("train", 32, 6, 3)
+    expected = {
+        "s": (13385.0, 64599.0),
+        "d": (3878.138480901718, 2455.02051189137),
+        "D": (3997.779218018055, 2606.413586048198),
+        "n": (2334.074636916739, 6144.000112526148),
+        "E": (-5363.364891469479, 5998.305753653759),
+    }
+    assert images.double().sum().item() == pytest.approx(2720374, rel=1e-5)
+    for letter, sums in expected.items():
+        values = targets[letter].double()
+        assert (values.sum().item(), values.square().sum().item()) == pytest.approx(sums, rel=1e-5)
 
 
-def test_a_silhouette_is_an_occlusion_edge_and_nothing_else_is():
-    view = rooms.render(hand_made(box_half=0.25), 128)
-    edges = rooms.occlusion_edges(view["depth"])[0, 0]
-    is_box = view["label"][0] == rooms.CLASSES.index("box")
-    left, right = is_box[64].nonzero()[[0, -1], 0].tolist()
-    assert edges[64, left] == pytest.approx(1, abs=0.01)
-    assert edges[64, right] == pytest.approx(1, abs=0.01)
-    assert edges[64, 64] == -1
-    near = torch.nn.functional.max_pool2d(is_box[None, None].float(), 15, 1, 7)[0, 0].bool()
-    assert (edges[~near] == -1).all()
+def rendered(chunk=None, size=32):
+    """Images and all targets of six rooms, without what is kept in memory."""
+    images, targets = rooms._rendered.__wrapped__("train", size, 6, 3, chunk)
+    further = {x: rooms._further.__wrapped__(x, "train", size, 6, 3, chunk) for x in rooms.TASKS if x not in targets}
+    return {"image": images, **targets, **further}
 
 
-def test_edges_of_a_step_and_a_ramp():
-    step = torch.full((1, 64, 64), 2.0)
-    step[..., 32:] = 3.0
-    edges = rooms.occlusion_edges(step)[0, 0]
-    assert torch.allclose(edges[:, 31:33], torch.ones(1), atol=1e-3)
-    assert (edges[:, :20] == -1).all()
-    assert (edges[:, 44:] == -1).all()
-    ramp = 1 / torch.linspace(0.2, 1.0, 64).expand(1, 64, 64)  # a slanted plane: inverse depth is affine
-    assert (rooms.occlusion_edges(ramp) == -1).all()
-
-
-def test_the_same_specification_gives_the_same_bytes():
-    images, targets = rooms._rendered.__wrapped__("train", 32, 6, 3)
+@pytest.mark.parametrize("size", [32, 37])
+def test_the_same_specification_gives_the_same_bytes(size):
+    once = rendered(size=size)
+    assert len(once) == 12
     for chunk in (None, 1, 4):
-        again, labels = rooms._rendered.__wrapped__("train", 32, 6, 3, chunk)
-        assert torch.equal(images, again)
-        assert all(torch.equal(targets[letter], labels[letter]) for letter in rooms.TASKS)
+        again = rendered(chunk, size)
+        assert [name for name in once if not torch.equal(once[name], again[name])] == []
 
 
 def test_threads_change_neither_the_bytes_nor_their_own_number():
-    one = rooms._rendered.__wrapped__("train", 32, 6, 3, 2)
+    one = rendered(2)
     torch.set_num_threads(2)
     try:
-        two = rooms._rendered.__wrapped__("train", 32, 6, 3, 2)
+        two = rendered(2)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    assert torch.equal(one[0], two[0])
-    assert all(torch.equal(one[1][letter], two[1][letter]) for letter in rooms.TASKS)
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
 
 
 def test_a_room_does_not_depend_on_the_limit():
-    few, many = (rooms.load(tasks="sdE", split="test", size=32, limit=limit, seed=1) for limit in (5, 9))
+    few, many = (rooms.load(tasks=rooms.TASKS, split="test", size=32, limit=limit, seed=1) for limit in (5, 9))
     assert few.ids == many.ids[:5]
     assert torch.equal(few.images, many.images[:5])
-    assert all(torch.equal(few.targets[letter], many.targets[letter][:5]) for letter in "sdE")
+    assert [x for x in rooms.TASKS if not torch.equal(few.targets[x], many.targets[x][:5])] == []
 
 
 def test_a_room_is_the_same_scene_at_another_size(scenes):
@@ -234,10 +210,25 @@ def test_tasks_are_selected_from_one_rendering():
     assert one.targets["s"] is other.targets["s"]
 
 
+def test_targets_are_made_only_when_they_are_asked_for(monkeypatch):
+    made = []
+    for name in ("blobs", "texture_edges", "corners", "curvatures", "reshading", "colours"):
+        real = getattr(labels, name)
+        monkeypatch.setattr(labels, name, lambda *values, name=name, real=real: (made.append(name), real(*values))[1])
+    options = {"split": "train", "size": 16, "limit": 2, "seed": 77}
+    first = rooms.load(tasks="sdDnE", **options)
+    assert made == []
+    rooms.load(tasks="sk", **options)
+    assert made == ["blobs"]
+    again = rooms.load(tasks="kpr", **options)
+    assert made == ["blobs", "curvatures", "reshading"]
+    assert torch.equal(first.images, again.images)
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"tasks": "sk"}, "'sdDnE'.*'sk'"),
+        ({"tasks": "sx"}, "'sdDnkKeEprA'.*'sx'"),
         ({"split": "val"}, "train, test.*'val'"),
         ({"size": 4}, "at least 8.*4"),
         ({"seed": -1}, "non-negative.*-1"),

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -79,6 +80,17 @@ def test_errors_are_tidy_and_computed_once(tiny, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(Store(tmp_path).errors(tiny, ATTACK), errors)
     assert store.has_errors(tiny, ATTACK)
     assert not store.has_errors(tiny, ATTACK, epoch=1)
+
+
+@pytest.mark.parametrize("tasks", ["sp", "kA", "rKe"])
+def test_every_task_of_the_rooms_can_be_trained_and_attacked(tiny, tmp_path, tasks):
+    spec = tiny.model_copy(update={"tasks": tasks, "epochs": 1})
+    attack = ATTACK.model_copy(update={"tasks": tasks[-1]})
+    errors = Store(tmp_path).errors(spec, attack)
+    assert errors.groupby("task").image_id.nunique().to_dict() == dict.fromkeys(tasks, 5)
+    assert np.isfinite(errors[["clean_error", "adversarial_error", "clean_loss", "adversarial_loss"]]).all(axis=None)
+    attacked = errors[errors.task == tasks[-1]]
+    assert attacked.adversarial_loss.mean() > attacked.clean_loss.mean()
 
 
 def test_clean_errors_are_of_the_clean_images(tiny, tmp_path):
