@@ -64,18 +64,17 @@ def test_what_is_wrong_is_said(text, message):
         parameters.check({**smoke(), **yaml.safe_load(text)}, parameters.RQ1)
 
 
-<<<<<<< HEAD
 def test_pretrained_is_passed_on_to_the_encoders_of_timm_alone():
     values = {**smoke(), "pretrained": True, "encoders": ["resnet18_small", "timm/convnext_atto"], "size": 64}
     p = parameters.check(values, parameters.RQ1)
     assert not p.model("sd").pretrained
     assert p.model("sd", encoder="timm/convnext_atto").pretrained
-=======
+
+
 def test_tasks_without_labels_are_refused(monkeypatch):
     monkeypatch.setattr(rooms, "TASKS", "sd")
     with pytest.raises(ValueError, match="tasks should be out of 'sd' for rooms"):
         parameters.check({**smoke(), "tasks": "sk"}, parameters.RQ1)
->>>>>>> rooms
 
 
 def test_all_faults_are_told_at_once():
