@@ -1,12 +1,10 @@
 """How the cost of an attack and of training grows, and what the paper's whole zoo would cost on this machine.
 
-    python benchmarks/scaling.py [--output scaling]
-
-Measures PGD by number of images, tasks, attacked tasks, steps and resolution, and training by tasks and resolution; the
-slope of each in logarithms (1 is linear) stands in the table. Then the zoo: every distinct model of the settings S1 to
-S8 (supplement, Table 1) once, over 7,000 images of 256 pixels for as many epochs as the longest setting that has it,
-and PGD-25 on 2,000 test images, each of its tasks attacked alone; from the measured seconds of each encoder. `--output` writes scaling.csv, zoo.csv and
-scaling.png.
+    python benchmarks/scaling.py [--output scaling]  Measures PGD by number of images, tasks, attacked tasks, steps
+and resolution, and training by tasks and resolution; the slope of each in logarithms (1 is linear) stands in the
+table. Then the zoo: every distinct model of the settings S1 to S8 (supplement, Table 1) once, over 7,000 images of
+256 pixels for as many epochs as the longest setting that has it, and PGD-25 on 2,000 test images, each of its tasks
+attacked alone; from the measured seconds of each encoder. `--output` writes scaling.csv, zoo.csv and scaling.png.
 """
 
 from __future__ import annotations
