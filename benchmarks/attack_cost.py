@@ -119,8 +119,15 @@ def training_cost(options, device, precision: str, tasks: str, peak: float) -> d
     """Images a second of `training.fit`, by its own steps, without the writing of checkpoints."""
     spec = ModelSpec(data=DataSpec(size=options.size), tasks=tasks, encoder=options.encoder, precision=precision)
     images, targets = batch(512, options.size, tasks, device)
-    data = Dataset("random", (images * 255).byte(), targets, dict.fromkeys(tasks), tuple(map(str, range(512))), ())
-    model = training.build(spec, CLASSES).to(device)
+    data = Dataset(
+        "random",
+        (images * 255).byte(),
+        targets,
+        dict.fromkeys(tasks),
+        tuple(map(str, range(512))),
+        tuple(map(str, range(CLASSES))),
+    )
+    model = training.build(spec, data.tasks).to(device)
     optimizer = training.optimizer_of(spec, dict(model.named_parameters()))
     epoch = lambda: list(training.epoch_losses(spec, model, optimizer, data, device, 1))  # noqa: E731
     epoch()

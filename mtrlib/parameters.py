@@ -262,6 +262,8 @@ def _sentence(fault: dict) -> str:
         return f"Parameter {name} is missing."
     found = fault["input"] if fault["loc"] else None
     message = fault["msg"].removeprefix("Value error, ")
+    if message.startswith("Parameter "):  # it says all that there is to say
+        return message
     hint = ""
     if isinstance(found, str) and fault["type"] in ("float_type", "int_type"):
         hint = " (YAML reads 1e-4 and 8/255 as text: write 1.0e-4, and budgets in 255ths)"
