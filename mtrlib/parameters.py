@@ -139,6 +139,14 @@ class RQ1(Study):
         return self
 
 
+class NewDataset(Study):
+    """Parameters of the notebook `new_dataset`: `example` writes the example into `root` first; `shown` images stand in
+    its figure."""
+
+    example: bool
+    shown: int = Field(ge=1, le=8)
+
+
 class RQ4(Study):
     """Parameters of the notebook `rq4_task_selection`: `surrogate` is the cheaper encoder."""
 

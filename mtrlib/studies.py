@@ -14,7 +14,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from mtrlib.parameters import RQ1, RQ2, RQ3, RQ4, Study
+from mtrlib.parameters import RQ1, RQ2, RQ3, RQ4, NewDataset, Study
 from mtrlib.progress import bar
 from mtrlib.specs import AttackSpec, Evaluation, ModelSpec
 from mtrlib.store import Store
@@ -135,6 +135,19 @@ def rq4(p: RQ4) -> list[Cell]:
                 for main in mains:
                     auxiliary = model.tasks.replace(main, "") or main
                     found.append(Cell(panel, "linf", main, auxiliary, kind, p.test_images, evaluation))
+    return found
+
+
+def new_dataset(p: NewDataset) -> list[Cell]:
+    """The table main x auxiliary alone, as panel "table"."""
+    found = []
+    for seed in p.seeds:
+        for model, attacked, mains in _pairs(p, seed):
+            evaluation = Evaluation(model=model, attack=p.attack(attacked), epoch=model.epochs)
+            kind = "single" if len(attacked) == 1 else "joint"
+            for main in mains:
+                auxiliary = model.tasks.replace(main, "") or main
+                found.append(Cell("table", "linf", main, auxiliary, kind, p.test_images, evaluation))
     return found
 
 

@@ -313,3 +313,35 @@ def test_from_files_to_errors_with_a_new_task(root, tmp_path):
     assert np.isfinite(errors[["clean_error", "adversarial_error", "clean_loss"]]).all(axis=None)
     assert 1 < errors.set_index("task").loc["v"].clean_error < 180, "degrees"
     assert os.listdir(tmp_path / "store" / "models") == [spec.key]
+
+
+def test_the_example_is_a_folder_like_any_other(tmp_path):
+    folder = data.write_example(tmp_path / "example", 6, 3)
+    table = data.check("folder", folder)
+    assert not table.stops.any()
+    assert table[table.task == "images"].files.tolist() == [6, 3]
+    train = table[table.split == "train"].set_index("task")
+    assert train.loc["s"].valid == pytest.approx(47 / 48)
+    assert 0 < train.loc["i"].low < train.loc["i"].high <= 10
+    assert min(train.loc["s"].classes.values()) > 0
+    dataset = data.load("folder", tasks="sdni", split="train", size=48, root=folder)
+    rooms = data.load("rooms", tasks="dn", split="train", size=64, limit=6)
+    metres = (2 ** (16 * rooms.targets["d"][:, :, 8:56, 8:56]) - 1) / 512
+    torch.testing.assert_close(dataset.targets["d"], metres, atol=0.0006, rtol=0)
+    torch.testing.assert_close(dataset.targets["n"], rooms.targets["n"][..., 8:56, 8:56], atol=0.005, rtol=0)
+    near = dataset.masks["i"][:, None]
+    assert torch.equal(near, metres < 5)
+    torch.testing.assert_close(dataset.targets["i"][near], 1 / metres[near], atol=1e-4, rtol=1e-4)
+
+
+def test_the_example_is_written_once_and_never_over_something_else(tmp_path):
+    folder = data.write_example(tmp_path / "example", 2, 1)
+    before = (folder / "images" / "train_0001.png").stat().st_mtime_ns
+    data.write_example(folder, 2, 1)
+    assert (folder / "images" / "train_0001.png").stat().st_mtime_ns == before
+    data.write_example(folder, 1, 1)
+    assert data.load("folder", tasks="s", split="train", size=16, root=folder).ids == ("train_0000",)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("my own")
+    with pytest.raises(ValueError, match="should be empty or hold an example. Found other files in"):
+        data.write_example(tmp_path / "mine")

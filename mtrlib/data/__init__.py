@@ -165,6 +165,11 @@ def check(name: str, root: str | Path, letters: str | None = None) -> pd.DataFra
     return import_module("mtrlib.data.checks").check(name, root, letters)
 
 
+def write_example(folder: str | Path, train: int = 256, test: int = 64, seed: int = 0) -> Path:
+    """A small "folder" data set, written unless it is there already; see `example.write_example`."""
+    return import_module("mtrlib.data.example").write_example(folder, train, test, seed)
+
+
 def source(name: str, root: str | Path | None, tasks: str, split: str, size: int | None, limit: int | None = None):
     """What `decoding.load` and `checks.check` read, a `decoding.Source`; parameters as in `load`, size None for images
     as they are."""
