@@ -312,8 +312,8 @@ def images(
     Parameters
     ----------
     rows : by title of the row, then of the column. Under a task letter stands a target or an output: (H, W) class
-        indices, or (C, H, W) values, or logits of classes; under any other name (3, H, W) colours in [0, 1]. The
-        title of a column is written where it differs from that of the row above.
+        indices, or (C, H, W) values, or logits of classes; under any other name (3, H, W) colours in [0, 1]. NaN is
+        white: see `labels`. The title of a column is written where it differs from that of the row above.
     classes : names of the classes of s.
     tasks : definitions of the tasks, as `Dataset.tasks`; None for the paper's. Values of a channel whose definition is
         not the paper's are shown over the range that all pictures of the task have, those of three in their colours.
@@ -338,7 +338,7 @@ def images(
                     axes[number][column].set_title(full, fontsize=11)
                 if title in names:
                     picture = picture.argmax(dim=0) if picture.dim() == 3 else picture
-                    shown.setdefault(title, set()).update(picture.unique().tolist())
+                    shown.setdefault(title, set()).update(picture[~picture.isnan()].unique().tolist())
                 values = picture.detach().float().cpu().numpy()
                 _show(axes[number][column], title, values, tasks.get(title), len(names.get(title, ())), limits)
             above = list(row)
@@ -349,6 +349,16 @@ def images(
             style = {"ncols": 6 if len(shown) == 1 else 3, "frameon": False, "title": f"classes of {letter}"}
             figure.legend(patches, named, loc=f"outside lower {place}", **style)
     return _closed(figure)
+
+
+def labels(
+    targets: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None], row: int
+) -> dict[str, torch.Tensor]:
+    """Targets of one image for `images`, with NaN where there is no label; targets and masks as in `Dataset`."""
+    return {
+        letter: values[row] if masks[letter] is None else values[row].float().where(masks[letter][row], torch.nan)
+        for letter, values in targets.items()
+    }
 
 
 def write(folder: Path, name: str, **figures: Figure) -> None:
@@ -378,14 +388,15 @@ def _limits(rows: dict[str, dict[str, torch.Tensor]], tasks: dict[str, Task]) ->
         if task.kind == "regression" and task.channels == 1 and pictures:
             limits[title] = (0.54, 0.73) if title in "dD" else (-1.0, 1.0)
             if task != TASKS.get(title):
-                ends = [(picture.min().item(), picture.max().item()) for picture in pictures]
+                known = [picture[~picture.isnan()] for picture in pictures]
+                ends = [(picture.min().item(), picture.max().item()) for picture in known if len(picture)] or [(0, 1)]
                 limits[title] = min(low for low, _ in ends), max(high for _, high in ends)
     return limits
 
 
 def _show(axis, title: str, picture: np.ndarray, task: Task | None, classes: int, limits: dict) -> None:
     if task is not None and task.kind == "classes":
-        classes = max(classes, int(picture.max()) + 1)
+        classes = max(classes, int(np.nanmax(picture, initial=0)) + 1)
         colours = ListedColormap([_class_colour(index) for index in range(classes)])
         axis.imshow(picture, cmap=colours, vmin=-0.5, vmax=classes - 0.5, interpolation="nearest")
     elif title in limits:
@@ -393,7 +404,8 @@ def _show(axis, title: str, picture: np.ndarray, task: Task | None, classes: int
         axis.imshow(picture[0], cmap="cividis", interpolation="nearest", vmin=low, vmax=high)
     elif task is not None and title != "A":
         padded = np.pad(picture[:3], ((0, max(3 - len(picture), 0)), (0, 0), (0, 0)))  # two channels: red and green
-        axis.imshow((padded.transpose(1, 2, 0) / 2 + 0.5).clip(0, 1), interpolation="nearest")
+        colours = np.nan_to_num(padded.transpose(1, 2, 0) / 2 + 0.5, nan=1.0)
+        axis.imshow(colours.clip(0, 1), interpolation="nearest")
     else:
         axis.imshow(picture.transpose(1, 2, 0).clip(0, 1), interpolation="nearest")
 

@@ -75,3 +75,21 @@ def test_pictures_of_tasks_that_a_data_set_defines():
     assert [axis.get_title() for axis in figure.axes][1:] == [f"{t}: {tasks[t].name}" for t in "shpc"]
     assert figure.axes[2].images[0].get_clim() == (0, 63)
     assert [[text.get_text() for text in legend.texts] for legend in figure.legends] == [["b"], ["24"]]
+
+
+def test_pixels_without_a_label_are_white_and_no_class():
+    mask = torch.ones(1, 8, 8, dtype=torch.bool)
+    mask[0, 0] = False
+    targets = {
+        "s": torch.ones(1, 8, 8, dtype=torch.uint8),
+        "h": torch.full((1, 1, 8, 8), 3.0),
+        "n": torch.ones(1, 3, 8, 8),
+    }
+    tasks = {"s": Task("s", "", "", 2, "classes"), "h": Task("h", "", "", 1), "n": TASKS["n"]}
+    pictures = figures.labels(targets, {"s": mask, "h": mask, "n": mask}, 0)
+    assert all(values[..., 0, :].isnan().all() and not values[..., 1:, :].isnan().any() for values in pictures.values())
+    assert figures.labels(targets, dict.fromkeys("shn"), 0)["s"].dtype == torch.uint8
+    figure = figures.images({"label": pictures}, ("a", "b"), tasks)
+    assert [text.get_text() for text in figure.legends[0].texts] == ["b"]
+    assert figure.axes[1].images[0].get_clim() == (3, 3)
+    assert (figure.axes[2].images[0].get_array()[0] == 1).all()
