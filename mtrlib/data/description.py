@@ -159,9 +159,8 @@ def read(root: Path) -> Description:
         raise ValueError(f"{path}: {_sentence(error.errors()[0])}") from None
 
 
-def digest(root: Path) -> str:
-    """16 hexadecimal digits that name the content of a description and of the lists of ids that it names."""
-    splits = read(root).splits
+def digest(root: Path, splits: Splits) -> str:
+    """16 hexadecimal digits that name the content of a folder's description and of the lists of ids that it names."""
     lists = [value for value in (splits.train, splits.test) if isinstance(value, str) and value.endswith(".txt")]
     content = "\0".join(_text(root / name) for name in (FILE, *lists))
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -45,7 +45,7 @@ def tasks(root: Path | None) -> dict[str, Task]:
 
 def digest(root: Path) -> str:
     """What names the content of the description."""
-    return description.digest(_root(root))
+    return description.digest(root, _described(_root(root)).splits)
 
 
 def source(root: Path, *, letters: str, split: str, size: int | None, limit: int | None = None) -> Source:
