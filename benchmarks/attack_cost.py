@@ -120,7 +120,7 @@ def training_cost(options, device, precision: str, tasks: str, peak: float) -> d
     spec = ModelSpec(data=DataSpec(size=options.size), tasks=tasks, encoder=options.encoder, precision=precision)
     images, targets = batch(512, options.size, tasks, device)
     data = dataset(images, targets, tasks)
-    model = training.build(spec, CLASSES).to(device)
+    model = training.build(spec, data.tasks).to(device)
     optimizer = training.optimizer_of(spec, dict(model.named_parameters()))
     epoch = lambda: list(training.epoch_losses(spec, model, optimizer, data, device, 1))  # noqa: E731
     epoch()
@@ -156,7 +156,7 @@ def batch(number: int, size: int, tasks: str, device: torch.device):
 def dataset(images: torch.Tensor, targets: dict[str, torch.Tensor], tasks: str) -> Dataset:
     """A data set of the images and targets of `batch`."""
     ids = tuple(map(str, range(len(images))))
-    return Dataset("random", (images * 255).byte(), targets, dict.fromkeys(tasks), ids, ())
+    return Dataset("random", (images * 255).byte(), targets, dict.fromkeys(tasks), ids, tuple(map(str, range(CLASSES))))
 
 
 def operations(model: nn.Module, images: torch.Tensor, tasks: str) -> int:

@@ -128,7 +128,7 @@ def trainers(precision: str, options, device: torch.device) -> dict[str, Callabl
     spec = ModelSpec(data=DataSpec(size=options.size), tasks="sd", encoder=options.encoder, precision=precision)
     images, targets = attack_cost.batch(256, options.size, "sd", device)
     data = attack_cost.dataset(images, targets, "sd")
-    model = training.build(spec, attack_cost.CLASSES).to(device)
+    model = training.build(spec, data.tasks).to(device)
     optimizer = training.optimizer_of(spec, dict(model.named_parameters()))
     other = models.build(options.encoder, "sd", classes=attack_cost.CLASSES, seed=0).to(device)
     other = other.to(memory_format=torch.contiguous_format)

@@ -1,6 +1,8 @@
 """How the cost of an attack and of training grows, and what the paper's whole zoo would cost on this machine.
 
-    python benchmarks/scaling.py [--output scaling]  Measures PGD by number of images, tasks, attacked tasks, steps
+    python benchmarks/scaling.py [--output scaling]
+
+Measures PGD by number of images, tasks, attacked tasks, steps
 and resolution, and training by tasks and resolution; the slope of each in logarithms (1 is linear) stands in the
 table. Then the zoo: every distinct model of the settings S1 to S8 (supplement, Table 1) once, over 7,000 images of
 256 pixels for as many epochs as the longest setting that has it, and PGD-25 on 2,000 test images, each of its tasks
@@ -85,7 +87,7 @@ def run(what: str, setting: dict, device: torch.device, precision: str):
         data = attack_cost.dataset(images, targets, setting["tasks"])
         shared = {"tasks": setting["tasks"], "encoder": setting["encoder"], "precision": precision}
         spec = ModelSpec(data=DataSpec(size=setting["size"]), **shared)
-        model = training.build(spec, attack_cost.CLASSES).to(device)
+        model = training.build(spec, data.tasks).to(device)
         optimizer = training.optimizer_of(spec, dict(model.named_parameters()))
         return lambda: list(training.epoch_losses(spec, model, optimizer, data, device, 1))
     model = models.build(setting["encoder"], setting["tasks"], classes=attack_cost.CLASSES, seed=0)

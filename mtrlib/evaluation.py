@@ -12,7 +12,7 @@ from mtrlib import attacks, machine, models
 from mtrlib.data import Dataset
 from mtrlib.models import MultiTaskModel
 from mtrlib.specs import AttackSpec
-from mtrlib.tasks import TASKS
+from mtrlib.tasks import definitions
 
 
 def attack_batch(
@@ -109,10 +109,11 @@ def errors(
 def _measure(model: MultiTaskModel, images: Tensor, targets: dict, masks: dict) -> dict[str, dict[str, Tensor]]:
     with machine.exact():
         outputs = model(images)
+    defined = definitions(model)
     return {
         t: {
-            "error": TASKS[t].error(outputs[t], targets[t], masks[t]),
-            "loss": TASKS[t].loss(outputs[t], targets[t], masks[t]),
+            "error": defined[t].error(outputs[t], targets[t], masks[t]),
+            "loss": defined[t].loss(outputs[t], targets[t], masks[t]),
         }
         for t in model.tasks
     }

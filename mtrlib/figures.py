@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from itertools import cycle, permutations
 from pathlib import Path
+from string import ascii_letters
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,15 +15,28 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from mtrlib.tasks import TASKS, canonical
+from mtrlib.tasks import TASKS, Task, canonical
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _COLOURS += ("#7F3C8D", "#000000", "#A5AA99", "#8C510A", "#666666")
 _ORDER = "sdDnEkKeprA"
 COLOURS = dict(zip(_ORDER, _COLOURS, strict=True))
 MARKERS = dict(zip(_ORDER, "osD^vPX*<>h", strict=True))
+# Of the letters that are not the paper's: Paul Tol's muted colours, and 63 pairs for the 52 letters there are.
+_NEW_COLOURS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499")
+_NEW_MARKERS = "pd8H1X3"
 _STYLE = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100}
 _CLASS_COLOURS = plt.get_cmap("tab20").colors
+
+
+def colour(letter: str) -> str:
+    """The colour of a task, the same in every figure."""
+    return COLOURS.get(letter) or _NEW_COLOURS[ascii_letters.index(letter) % len(_NEW_COLOURS)]
+
+
+def marker_of(letter: str) -> str:
+    """The marker of a task, the same in every figure."""
+    return MARKERS.get(letter) or _NEW_MARKERS[ascii_letters.index(letter) % len(_NEW_MARKERS)]
 
 
 def heat_maps(matrices: dict[str, pd.DataFrame], label: str) -> Figure:
@@ -82,18 +96,18 @@ def errors(alone: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
             letters = [letter for letter in mains if letter != main]
             for row in pairs[pairs.main == main].to_dict("records"):
                 joint = row["attacked"] == "joint"
-                colour = COLOURS[row["auxiliary"]]
+                shade = colour(row["auxiliary"])
                 axis.errorbar(
                     letters.index(row["auxiliary"]) + (0.15 if joint else -0.15),
                     row["value"],
                     yerr=[[max(row["value"] - row["low"], 0)], [max(row["high"] - row["value"], 0)]],
-                    fmt=MARKERS[row["auxiliary"]],
-                    color=colour,
-                    markerfacecolor="white" if joint else colour,
+                    fmt=marker_of(row["auxiliary"]),
+                    color=shade,
+                    markerfacecolor="white" if joint else shade,
                     capsize=2,
                 )
             axis.set_xticks(range(len(letters)), letters)
-            axis.set(xlabel="auxiliary task", ylabel=TASKS[main].unit, title=f"{main}: {TASKS[main].name}")
+            axis.set(xlabel="auxiliary task", ylabel=TASKS[main].unit if main in TASKS else "error", title=_named(main))
             axis.set_xlim(-0.6, len(letters) - 0.4)
         fill = {"filled: main task attacked": "0.4", "open: both attacked": "white"}
         handles = [
@@ -114,13 +128,13 @@ def lines(table: pd.DataFrame, xlabel: str, ylabel: str, *, log: bool = False) -
     xlabel, ylabel : names of the axes, with units.
     log : both axes logarithmic.
     """
-    mains = [letter for letter in TASKS if letter in set(table.main)]
+    mains = _letters(table.main)
     with plt.rc_context(_STYLE):
         size = (3.6 * len(mains) + 1.6, 3.6)
         figure, axes = plt.subplots(1, len(mains), figsize=size, sharex=True, layout="constrained", squeeze=False)
         for axis, main in zip(axes[0], mains, strict=True):
             rows = table[(table.main == main) & (table.attacked == "single")]
-            order = [main] + [letter for letter in TASKS if letter != main and letter in set(rows.auxiliary)]
+            order = [main, *_letters(set(rows.auxiliary) - {main})]
             for offset, auxiliary in enumerate(order):
                 line = rows[rows.auxiliary == auxiliary].sort_values("setting")
                 x = line.setting.to_numpy(float)
@@ -129,8 +143,8 @@ def lines(table: pd.DataFrame, xlabel: str, ylabel: str, *, log: bool = False) -
                     x * shift,
                     line.value,
                     yerr=[np.maximum(line.value - line.low, 0), np.maximum(line.high - line.value, 0)],
-                    color=COLOURS[auxiliary],
-                    marker=MARKERS[auxiliary],
+                    color=colour(auxiliary),
+                    marker=marker_of(auxiliary),
                     linewidth=2.5 if auxiliary == main else 1.5,
                     linestyle="-" if auxiliary == main else "--",
                     capsize=2,
@@ -141,7 +155,7 @@ def lines(table: pd.DataFrame, xlabel: str, ylabel: str, *, log: bool = False) -
             axis.xaxis.set_minor_locator(NullLocator())
             axis.set(title=f"main task {main}", xlabel=xlabel)
         axes[0][0].set_ylabel(ylabel)
-        _task_legend(figure, [letter for letter in TASKS if letter in set(table.auxiliary)])
+        _task_legend(figure, _letters(table.auxiliary))
     return _closed(figure)
 
 
@@ -158,7 +172,7 @@ def chains(table: pd.DataFrame, orders: list[str], *, background: bool = True) -
     styles = ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 3))]
     weightings = list(dict.fromkeys(table.weighting))
     drawn = "".join(orders) + ("".join(table.tasks) if background else "")
-    letters = [letter for letter in TASKS if letter in set(drawn)]
+    letters = _letters(drawn)
     styled = list(zip(orders, cycle(styles), strict=False))
     with plt.rc_context(_STYLE):
         size = (4.6 * len(weightings) + 2.2, 4.0)
@@ -178,13 +192,12 @@ def chains(table: pd.DataFrame, orders: list[str], *, background: bool = True) -
                 points = line(order)
                 axis.plot(range(1, len(order) + 1), points, color="black", linestyle=style, linewidth=1.3, zorder=2)
                 for k, letter in enumerate(order, start=1):
-                    axis.plot(k, points[k - 1], marker=MARKERS[letter], color=COLOURS[letter], markersize=8, zorder=3)
+                    axis.plot(k, points[k - 1], marker=marker_of(letter), color=colour(letter), markersize=8, zorder=3)
             axis.set_xticks(range(1, len(letters) + 1))
             axis.set(xlabel="attacked tasks", title={"sum": "losses summed", "mean": "weights 1/N"}[weighting])
         axes[0][0].set_ylabel("adversarial vulnerability\n(unit of the losses)")
         handles = [
-            plt.Line2D([], [], color=COLOURS[x], marker=MARKERS[x], linestyle="", label=f"{x}: {TASKS[x].name}")
-            for x in letters
+            plt.Line2D([], [], color=colour(x), marker=marker_of(x), linestyle="", label=_named(x)) for x in letters
         ]
         handles += [plt.Line2D([], [], color="black", linestyle=style, label=order) for order, style in styled]
         if background:
@@ -202,7 +215,7 @@ def proxies(cells: pd.DataFrame, target: str, names: list[str]) -> Figure:
         rings mark each main task's choice by the proxy, squares the best one.
     target, names : the column on the vertical axis, those on the horizontal ones.
     """
-    mains = [letter for letter in TASKS if letter in set(cells.main)]
+    mains = _letters(cells.main)
     with plt.rc_context(_STYLE):
         rows = -(-len(names) // 3)
         size = (11.5, 3.4 * rows)
@@ -212,12 +225,12 @@ def proxies(cells: pd.DataFrame, target: str, names: list[str]) -> Figure:
         for axis, name in zip(axes.flat, names, strict=False):
             for main, group in cells.groupby("main", sort=False):
                 for row in group.to_dict("records"):
-                    marker = "x" if row["auxiliary"] == main else MARKERS[row["auxiliary"]]
-                    axis.plot(row[name], row[target], marker, color=COLOURS[main], markersize=7)
+                    marker = "x" if row["auxiliary"] == main else marker_of(row["auxiliary"])
+                    axis.plot(row[name], row[target], marker, color=colour(main), markersize=7)
                 pairs = group[group.auxiliary != main]
                 for column, ring in ((name, "o"), (target, "s")):
                     best = pairs.loc[pairs[column].idxmin()]
-                    axis.plot(best[name], best[target], ring, markersize=14, mfc="none", mec=COLOURS[main], mew=1.2)
+                    axis.plot(best[name], best[target], ring, markersize=14, mfc="none", mec=colour(main), mew=1.2)
             if (cells[name] > 0).all() and (cells[target] > 0).all():
                 axis.set(xscale="log", yscale="log")
                 axis.xaxis.set_minor_formatter(NullFormatter())
@@ -225,8 +238,8 @@ def proxies(cells: pd.DataFrame, target: str, names: list[str]) -> Figure:
             axis.set(xlabel=name)
         for row in axes:
             row[0].set_ylabel(target)
-        colours = [plt.Line2D([], [], color=COLOURS[x], marker="o", linestyle="", label=f"main {x}") for x in mains]
-        shapes = [plt.Line2D([], [], color="0.4", marker=MARKERS[x], linestyle="", label=f"with {x}") for x in mains]
+        colours = [plt.Line2D([], [], color=colour(x), marker="o", linestyle="", label=f"main {x}") for x in mains]
+        shapes = [plt.Line2D([], [], color="0.4", marker=marker_of(x), linestyle="", label=f"with {x}") for x in mains]
         shapes.append(plt.Line2D([], [], color="0.4", marker="x", linestyle="", label="alone"))
         for ring, what in (("o", "the proxy's choice"), ("s", "the best choice")):
             shapes.append(
@@ -258,7 +271,7 @@ def predicted(steps: pd.DataFrame, names: dict[str, str]) -> Figure:
     names : columns to draw, with their titles.
     """
     norms = list(dict.fromkeys(steps.norm))
-    letters = [letter for letter in TASKS if letter in set(steps.added)]
+    letters = _letters(steps.added)
     with plt.rc_context(_STYLE):
         size = (3.4 * len(names) + 1.8, 3.2 * len(norms))
         figure, axes = plt.subplots(len(norms), len(names), figsize=size, layout="constrained", squeeze=False)
@@ -267,15 +280,14 @@ def predicted(steps: pd.DataFrame, names: dict[str, str]) -> Figure:
                 axis, group = axes[row][column], steps[steps.norm == norm]
                 for letter in letters:
                     rows = group[group.added == letter]
-                    axis.plot(rows[name], rows.measured, MARKERS[letter], color=COLOURS[letter], alpha=0.8)
+                    axis.plot(rows[name], rows.measured, marker_of(letter), color=colour(letter), alpha=0.8)
                 ends = [min(group[name].min(), group.measured.min()), max(group[name].max(), group.measured.max())]
                 axis.plot(ends, ends, color="0.6", linewidth=1, zorder=0)
                 axis.set(title=f"{title}, {norm}")
             axes[row][0].set_ylabel("measured")
         figure.supxlabel("predicted marginal vulnerability (unit of the losses)", fontsize=12)
         handles = [
-            plt.Line2D([], [], color=COLOURS[x], marker=MARKERS[x], linestyle="", label=f"{x}: {TASKS[x].name}")
-            for x in letters
+            plt.Line2D([], [], color=colour(x), marker=marker_of(x), linestyle="", label=_named(x)) for x in letters
         ]
         figure.legend(handles=handles, loc="outside right upper", frameon=False, title="task added")
     return _closed(figure)
@@ -338,16 +350,23 @@ def climb(curves: pd.DataFrame) -> Figure:
     return _closed(figure)
 
 
-def images(rows: dict[str, dict[str, torch.Tensor]], classes: tuple[str, ...]) -> Figure:
+def images(
+    rows: dict[str, dict[str, torch.Tensor]], classes: tuple[str, ...], tasks: dict[str, Task] | None = None
+) -> Figure:
     """A grid of pictures: a row each entry, a column each of its pictures.
 
     Parameters
     ----------
     rows : by title of the row, then of the column. Under a task letter stands a target or an output: (H, W) class
-        indices, or (C, H, W) values, or logits of classes; under any other name (3, H, W) colours in [0, 1]. The
-        title of a column is written where it differs from that of the row above.
+        indices, or (C, H, W) values, or logits of classes; under any other name (3, H, W) colours in [0, 1]. NaN is
+        white: see `labels`. The title of a column is written where it differs from that of the row above.
     classes : names of the classes of s.
+    tasks : definitions of the tasks, as `Dataset.tasks`; None for the paper's. Values of a channel whose definition is
+        not the paper's are shown over the range that all pictures of the task have, those of three in their colours.
     """
+    tasks = TASKS if tasks is None else tasks
+    names = {letter: task.class_names for letter, task in tasks.items() if task.kind == "classes"} | {"s": classes}
+    limits = _limits(rows, tasks)
     with plt.rc_context(_STYLE):
         width = max(len(row) for row in rows.values())
         size = (2.1 * width + 0.4, 2.25 * len(rows) + 0.5)
@@ -355,24 +374,37 @@ def images(rows: dict[str, dict[str, torch.Tensor]], classes: tuple[str, ...]) -
         for axis in axes.flat:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-        shown: set[int] = set()
+        shown: dict[str, set[int]] = {}
         above: list[str] = []
         for number, (name, row) in enumerate(rows.items()):
             axes[number][0].set_ylabel(name)
             for column, (title, picture) in enumerate(row.items()):
                 if above[column : column + 1] != [title]:
-                    full = f"{title}: {TASKS[title].name}" if title in TASKS else title
+                    full = f"{title}: {tasks[title].name}" if title in tasks else title
                     axes[number][column].set_title(full, fontsize=11)
-                if title == "s":
+                if title in names:
                     picture = picture.argmax(dim=0) if picture.dim() == 3 else picture
-                    shown |= set(picture.unique().tolist())
-                _show(axes[number][column], title, picture.detach().float().cpu().numpy(), len(classes))
+                    shown.setdefault(title, set()).update(picture[~picture.isnan()].unique().tolist())
+                values = picture.detach().float().cpu().numpy()
+                _show(axes[number][column], title, values, tasks.get(title), len(names.get(title, ())), limits)
             above = list(row)
-        if shown:
-            patches = [plt.Rectangle((0, 0), 1, 1, color=_CLASS_COLOURS[int(index)]) for index in sorted(shown)]
-            names = [classes[int(index)] for index in sorted(shown)]
-            figure.legend(patches, names, loc="outside lower center", ncols=6, frameon=False, title="classes of s")
+        for place, (letter, found) in zip(("center", "left", "right"), shown.items(), strict=False):
+            indices = sorted(int(index) for index in found)
+            patches = [plt.Rectangle((0, 0), 1, 1, color=_class_colour(index)) for index in indices]
+            named = [names[letter][index] if index < len(names[letter]) else str(index) for index in indices]
+            style = {"ncols": 6 if len(shown) == 1 else 3, "frameon": False, "title": f"classes of {letter}"}
+            figure.legend(patches, named, loc=f"outside lower {place}", **style)
     return _closed(figure)
+
+
+def labels(
+    targets: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None], row: int
+) -> dict[str, torch.Tensor]:
+    """Targets of one image for `images`, with NaN where there is no label; targets and masks as in `Dataset`."""
+    return {
+        letter: values[row] if masks[letter] is None else values[row].float().where(masks[letter][row], torch.nan)
+        for letter, values in targets.items()
+    }
 
 
 def write(folder: Path, name: str, **figures: Figure) -> None:
@@ -385,24 +417,50 @@ def write(folder: Path, name: str, **figures: Figure) -> None:
             figure.savefig(folder / f"{name}_{title}.svg", metadata={"Date": None})
 
 
-def _show(axis, title: str, picture: np.ndarray, classes: int) -> None:
-    task = TASKS.get(title)
+def _letters(found) -> list[str]:
+    return list(canonical("".join(set(found))))
+
+
+def _named(letter: str) -> str:
+    return f"{letter}: {TASKS[letter].name}" if letter in TASKS else letter
+
+
+def _class_colour(index: int) -> tuple[float, float, float]:
+    return _CLASS_COLOURS[index % len(_CLASS_COLOURS)]
+
+
+def _limits(rows: dict[str, dict[str, torch.Tensor]], tasks: dict[str, Task]) -> dict[str, tuple[float, float]]:
+    """The range of values of the tasks of one channel: fixed for the paper's, measured for others."""
+    limits = {}
+    for title, task in tasks.items():
+        pictures = [row[title].detach().float() for row in rows.values() if title in row]
+        if task.kind == "regression" and task.channels == 1 and pictures:
+            limits[title] = (0.54, 0.73) if title in "dD" else (-1.0, 1.0)
+            if task != TASKS.get(title):
+                known = [picture[~picture.isnan()] for picture in pictures]
+                ends = [(picture.min().item(), picture.max().item()) for picture in known if len(picture)] or [(0, 1)]
+                limits[title] = min(low for low, _ in ends), max(high for _, high in ends)
+    return limits
+
+
+def _show(axis, title: str, picture: np.ndarray, task: Task | None, classes: int, limits: dict) -> None:
     if task is not None and task.kind == "classes":
-        colours = ListedColormap(_CLASS_COLOURS[:classes])
+        classes = max(classes, int(np.nanmax(picture, initial=0)) + 1)
+        colours = ListedColormap([_class_colour(index) for index in range(classes)])
         axis.imshow(picture, cmap=colours, vmin=-0.5, vmax=classes - 0.5, interpolation="nearest")
-    elif task is not None and task.channels == 1:
-        limits = {"vmin": 0.54, "vmax": 0.73} if title in "dD" else {"vmin": -1, "vmax": 1}
-        axis.imshow(picture[0], cmap="cividis", interpolation="nearest", **limits)
-    elif task is not None:  # [-1, 1]: colours, vectors, or two values in red and green
-        colours = np.zeros((3, *picture.shape[1:]))
-        colours[: len(picture)] = picture
-        axis.imshow((colours.transpose(1, 2, 0) / 2 + 0.5).clip(0, 1), interpolation="nearest")
+    elif title in limits:
+        low, high = limits[title]
+        axis.imshow(picture[0], cmap="cividis", interpolation="nearest", vmin=low, vmax=high)
+    elif task is not None:  # [-1, 1]
+        padded = np.pad(picture[:3], ((0, max(3 - len(picture), 0)), (0, 0), (0, 0)))  # two channels: red and green
+        colours = np.nan_to_num(padded.transpose(1, 2, 0) / 2 + 0.5, nan=1.0)
+        axis.imshow(colours.clip(0, 1), interpolation="nearest")
     else:
         axis.imshow(picture.transpose(1, 2, 0).clip(0, 1), interpolation="nearest")
 
 
 def _task_legend(figure: Figure, letters: list[str]) -> None:
-    handles = [plt.Line2D([], [], color=COLOURS[x], marker=MARKERS[x], label=f"{x}: {TASKS[x].name}") for x in letters]
+    handles = [plt.Line2D([], [], color=colour(x), marker=marker_of(x), label=_named(x)) for x in letters]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, title="auxiliary task\n(solid: none)")
 
 

@@ -77,7 +77,7 @@ def _within(low: float, high: float, margin: float) -> str:
 
 def models(p: RQ3) -> list[ModelSpec]:
     """The models that are searched: each pair in uniform and in published weights."""
-    names = [(weights, pair) for pair in p.masked_pairs for weights in ("uniform", "published")]
+    names = [(weights, pair) for pair in p.searched for weights in ("uniform", "published")]
     return [p.pair(pair, p.seeds[0], weights) for weights, pair in names]
 
 

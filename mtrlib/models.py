@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mtrlib import encoders
 from mtrlib.encoders import ENCODERS
-from mtrlib.tasks import TASKS, parse
+from mtrlib.tasks import TASKS, Task, parse
 
 __all__ = ["ENCODERS", "MultiTaskModel", "build"]
 
@@ -29,10 +30,12 @@ class MultiTaskModel(nn.Module):
     ----------
     encoder : (B, 3, H, W) -> (B, C, H / stride, W / stride).
     decoders : by task letter, (B, C, H / stride, W / stride) -> (B, channels, H, W).
+    definitions : of the tasks of the decoders, by letter; None for the paper's.
     """
 
-    def __init__(self, encoder: nn.Module, decoders: dict[str, nn.Module]):
+    def __init__(self, encoder: nn.Module, decoders: dict[str, nn.Module], definitions: dict[str, Task] | None = None):
         super().__init__()
+        self.definitions = {letter: (definitions or TASKS)[letter] for letter in decoders}
         self.encoder = encoder
         self.decoders = nn.ModuleDict(decoders)
         # The mean and deviation of ImageNet's training images, in [0, 1] units.
@@ -68,7 +71,13 @@ class MultiTaskModel(nn.Module):
 
 
 def build(
-    encoder: str, tasks: str, *, classes: int | None = None, seed: int | None = None, pretrained: bool = False
+    encoder: str,
+    tasks: str,
+    *,
+    definitions: dict[str, Task] | None = None,
+    classes: int | None = None,
+    seed: int | None = None,
+    pretrained: bool = False,
 ) -> MultiTaskModel:
     """A new model with random weights.
 
@@ -76,27 +85,29 @@ def build(
     ----------
     encoder : one of `ENCODERS`, or "timm/<name>" for a network of timm.
     tasks : letters of its tasks.
-    classes : number of classes of s; None for Taskonomy's 18.
+    definitions : of the tasks, by letter, such as `data.tasks` gives them; None for the paper's.
+    classes : number of classes of s; None for that of its definition (the paper's: Taskonomy's 18).
     seed : of the weights, the same on every machine; None draws from torch's global generator. With a seed, the
         encoder and each decoder have their weights from streams of their own: models that share a seed and a task
         start from the same encoder and the same decoder of that task. Networks of timm keep its own way to draw them.
     pretrained : begin from timm's trained weights; for "timm/<name>" only.
     """
-    parse(tasks)
+    definitions = TASKS if definitions is None else definitions
+    parse(tasks, "".join(definitions))
+    definitions = {letter: definitions[letter] for letter in tasks}
+    if classes is not None and "s" in tasks:
+        definitions["s"] = replace(definitions["s"], channels=classes, class_names=())
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed * 1000)
         body, latent = encoders.build(encoder, pretrained)
-    channels = {letter: TASKS[letter].channels for letter in tasks}
-    if classes is not None and "s" in channels:
-        channels["s"] = classes
-    decoders = {letter: _decoder(encoder, latent, channels[letter]) for letter in tasks}
+    decoders = {letter: _decoder(encoder, latent, task.channels) for letter, task in definitions.items()}
     if seed is not None:
         if not encoder.startswith(encoders.TIMM):
             _initialise(body, torch.Generator().manual_seed(seed * 1000))
         for letter, decoder in decoders.items():
             _initialise(decoder, torch.Generator().manual_seed(seed * 1000 + ord(letter)))
-    return MultiTaskModel(body, decoders).to(memory_format=torch.channels_last)
+    return MultiTaskModel(body, decoders, definitions).to(memory_format=torch.channels_last)
 
 
 def folded(model: MultiTaskModel) -> MultiTaskModel:

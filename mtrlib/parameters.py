@@ -154,8 +154,16 @@ class RQ1(Study):
     @property
     def figure_tasks(self) -> str:
         """`tasks` and those of `more_tasks` that the data set has."""
-        given = set(self.more_tasks) & set(letters(self.data))
+        given = set(self.more_tasks) & set(letters(self.data, self.folder))
         return canonical("".join({*self.tasks, *given}))
+
+
+class NewDataset(Study):
+    """Parameters of the notebook `new_dataset`: `example` writes the example into `root` first; `shown` images stand in
+    its figure."""
+
+    example: bool
+    shown: int = Field(ge=1, le=8)
 
 
 class RQ4(Study):
@@ -178,7 +186,8 @@ class RQ4(Study):
 class RQ2(Study):
     """Parameters of the notebook `rq2_marginal_vulnerability`.
 
-    chains : orders of tasks; a model is trained of every beginning of each.
+    chains : orders of tasks; a model is trained of every beginning of each. Letters that are not among `tasks` are left
+        out, so that `tasks` can be changed alone: `orders` has what remains.
     eps_panel : budgets, in 255ths, at which predictions are compared, beside `eps_255`.
     gradient_images : test images at which gradients are taken.
     """
@@ -187,14 +196,12 @@ class RQ2(Study):
     eps_panel: Annotated[list[Positive], Field(min_length=1), AfterValidator(_different)]
     gradient_images: int = Field(ge=2)
 
-    @model_validator(mode="after")
-    def _chains(self) -> RQ2:
-        for chain in self.chains:
-            if len(chain) < 2 or set(chain) - set(self.tasks):
-                raise ValueError(
-                    f"chains should be orders of two or more letters out of {self.tasks!r}, found {chain!r}"
-                )
-        return self
+    @property
+    def orders(self) -> list[str]:
+        """The chains with letters of `tasks` only, of two tasks or more; one of them has all tasks."""
+        kept = ["".join(letter for letter in chain if letter in self.tasks) for chain in self.chains]
+        whole = [] if any(len(order) == len(self.tasks) for order in kept) else [canonical(self.tasks)]
+        return list(dict.fromkeys(order for order in kept + whole if len(order) > 1))
 
 
 class RQ3(Study):
@@ -202,7 +209,8 @@ class RQ3(Study):
 
     attacks : of `attacks.NAMED`, those that are compared on every model; PGD, Auto-PGD and WGD among them.
     balancers : weights beside the uniform and the published ones, of `weights.WEIGHTS`.
-    masked_pairs : pairs, main task first, whose models are searched for masked gradients.
+    masked_pairs : pairs, main task first, whose models are searched for masked gradients; those that are not of `tasks`
+        are left out, so that `tasks` can be changed alone: `searched` has what remains, or the first pair.
     many_steps, square_queries : of the strongest PGD and of Square in that search.
     """
 
@@ -217,8 +225,8 @@ class RQ3(Study):
         if not {"pgd", "apgd", "wgd"} <= set(self.attacks):
             raise ValueError(f"attacks should have pgd, apgd and wgd among them, found {self.attacks}")
         for pair in self.masked_pairs:
-            if len(pair) != 2 or set(pair) - set(self.tasks):
-                raise ValueError(f"masked_pairs should be pairs of letters out of {self.tasks!r}, found {pair!r}")
+            if len(pair) != 2:
+                raise ValueError(f"masked_pairs should be pairs of letters, found {pair!r}")
         if len({canonical(pair) for pair in self.masked_pairs}) < len(self.masked_pairs):
             raise ValueError(f"masked_pairs should name each pair in one order only, found {self.masked_pairs}")
         if self.eps_255 >= 255 / 16:
@@ -232,6 +240,11 @@ class RQ3(Study):
                 if main != auxiliary:
                     task_weights("published", main + auxiliary)
         return self
+
+    @property
+    def searched(self) -> list[str]:
+        """The pairs of `masked_pairs` that are of `tasks`; their first two where there are none."""
+        return [pair for pair in self.masked_pairs if set(pair) <= set(self.tasks)] or [self.tasks[:2]]
 
     def pair(self, tasks: str, seed: int, weights: str) -> ModelSpec:
         """The model of a pair, its main task first. Only published weights tell main from auxiliary task: in all others
@@ -281,6 +294,8 @@ def _sentence(fault: dict) -> str:
         return f"Parameter {name} is missing."
     found = fault["input"] if fault["loc"] else None
     message = fault["msg"].removeprefix("Value error, ")
+    if message.startswith("Parameter "):  # it says all that there is to say
+        return message
     hint = ""
     if isinstance(found, str) and fault["type"] in ("float_type", "int_type"):
         hint = " (YAML reads 1e-4 and 8/255 as text: write 1.0e-4, and budgets in 255ths)"

@@ -21,7 +21,6 @@ from mtrlib.store import Store
 from mtrlib.studies import Cell
 
 CELL = ["main", "auxiliary"]
-CLASSES = 18  # of s, where only its cost is asked
 # The target and each proxy, and the panel of `studies.rq4` whose models and attacks it needs.
 PROXIES = {"target": "target", "early stopping": "early", "cheaper encoder": "surrogate", "clean error": "target"}
 PROXIES |= {"first order": "target", "one step": "fgsm", "fewer images": "target"}
@@ -124,7 +123,7 @@ def costs(store: Store, cells: list[Cell], panel_images: int) -> pd.DataFrame:
 @lru_cache
 def forward_operations(spec: ModelSpec) -> int:
     """Floating-point operations of one forward pass of one image through all decoders."""
-    model = training.build(spec, CLASSES).eval()
+    model = training.build(spec, spec.data.tasks).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, spec.data.size, spec.data.size))
     return counter.get_total_flops()

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from math import ceil
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from mtrlib import attacks, encoders
-from mtrlib.data import NAMES, letters
-from mtrlib.tasks import parse
+from mtrlib import attacks, data, encoders, machine
+from mtrlib.data import NAMES
+from mtrlib.tasks import Task, parse
 from mtrlib.weights import WEIGHTS, task_weights
 
 # Part of every key. To be raised whenever a change to data, models, training or attacks changes what a specification
@@ -41,13 +42,33 @@ class Spec(BaseModel):
 
 class DataSpec(Spec):
     """A data set, as `data.load` takes it: its name, folder, what to do with bad files, image size in pixels and (rooms
-    only) seed."""
+    only) seed. `digest` names the content of its description, where it has one: read from the file unless given."""
 
     name: Literal[NAMES] = "rooms"
     root: str | None = None
+    digest: str | None = None
     on_bad: Literal["raise", "skip"] = "raise"
     size: int = Field(64, ge=8, le=1024)
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_digest(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("name") in NAMES and values.get("digest") is None:
+            root = values.get("root")
+            found = data.digest(values["name"], machine.root() / root if isinstance(root, str) and root else None)
+            return values if found is None else {**values, "digest": found}
+        return values
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of its files; a relative `root` starts at the repository."""
+        return machine.root() / self.root if self.root else None
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """Definitions of the tasks that it has labels of, by letter."""
+        return data.tasks(self.name, self.folder)
 
 
 class ModelSpec(Spec):
@@ -86,9 +107,8 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelSpec:
-        given, stride = letters(self.data.name), encoders.stride(self.encoder)
-        if set(self.tasks) - set(given):
-            raise ValueError(f"tasks should be out of {given!r} for {self.data.name}. Found {self.tasks!r}.")
+        parse(self.tasks, data.letters(self.data.name, self.data.folder), self.data.name)
+        stride = encoders.stride(self.encoder)
         if self.data.size % stride or self.data.size < 2 * stride:
             raise ValueError(
                 f"size should be a multiple of {stride} from {2 * stride} on for {self.encoder}. "

@@ -23,7 +23,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from mtrlib import evaluation, machine, training
-from mtrlib.data import Dataset, classes, load
+from mtrlib.data import Dataset, digest, load
 from mtrlib.models import MultiTaskModel
 from mtrlib.specs import AttackSpec, DataSpec, Evaluation, ModelSpec
 
@@ -148,14 +148,17 @@ class Store:
             (folder / "resume.safetensors").unlink(missing_ok=True)
 
     def _load_model(self, spec: ModelSpec, epoch: int) -> MultiTaskModel:
-        model = training.build(spec, len(classes(spec.data.name)))
+        model = training.build(spec, spec.data.tasks)
         model.load_state_dict(load_file(training.checkpoint(self._folder(spec), epoch)))
         return model.to(self.device).eval().requires_grad_(False)
 
     def _load_data(self, spec: DataSpec, tasks: str, split: str, limit: int | None) -> Dataset:
-        root = None if spec.root is None else machine.root() / spec.root
+        if digest(spec.name, spec.folder) != spec.digest:
+            raise ValueError(
+                f"The description of the data in {spec.folder} has changed since the parameters were read."
+            )
         options = {"size": spec.size, "seed": spec.seed, "on_bad": spec.on_bad}
-        data = load(spec.name, tasks=tasks, split=split, root=root, limit=limit, **options)
+        data = load(spec.name, tasks=tasks, split=split, root=spec.folder, limit=limit, **options)
         if self.device.type == "cuda" and data.nbytes < 0.5 * torch.cuda.mem_get_info(self.device)[0]:
             return data.to(self.device)
         return data

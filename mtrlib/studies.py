@@ -14,7 +14,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from mtrlib.parameters import RQ1, RQ2, RQ3, RQ4, Study
+from mtrlib.parameters import RQ1, RQ2, RQ3, RQ4, NewDataset, Study
 from mtrlib.progress import bar
 from mtrlib.specs import AttackSpec, Evaluation, ModelSpec
 from mtrlib.store import Store
@@ -97,7 +97,7 @@ def rq2(p: RQ2) -> list[Cell]:
     """Everything that RQ2 needs.
 
     Panels: "linf" and "l2" (of the matched budget), every set of tasks of one model of all tasks, the budget in 255ths
-    of linf as setting; "chains", models of the beginnings of `p.chains`, each attacked on all of its tasks.
+    of linf as setting; "chains", models of the beginnings of `p.orders`, each attacked on all of its tasks.
     """
     tasks = canonical(p.tasks)
     found = []
@@ -116,7 +116,7 @@ def rq2(p: RQ2) -> list[Cell]:
                 budget = eps if norm == "linf" else matched_l2_eps_255(eps, p.size)
                 attack = {"norm": norm, "eps_255": budget, "step_size_255": step * budget, "images": images}
                 found += [cell(norm, eps, model, attacked, **attack) for attacked in subsets(tasks)]
-        beginnings = (canonical(chain[:k]) for chain in p.chains for k in range(1, len(chain) + 1))
+        beginnings = (canonical(chain[:k]) for chain in p.orders for k in range(1, len(chain) + 1))
         for begun in dict.fromkeys(beginnings):
             found.append(cell("chains", p.eps_255, p.model(begun, seed), begun, images=p.test_images))
     return found
@@ -139,6 +139,19 @@ def rq4(p: RQ4) -> list[Cell]:
                 for main in mains:
                     auxiliary = model.tasks.replace(main, "") or main
                     found.append(Cell(panel, "linf", main, auxiliary, kind, p.test_images, evaluation))
+    return found
+
+
+def new_dataset(p: NewDataset) -> list[Cell]:
+    """The table main x auxiliary alone, as panel "table"."""
+    found = []
+    for seed in p.seeds:
+        for model, attacked, mains in _pairs(p, seed):
+            evaluation = Evaluation(model=model, attack=p.attack(attacked), epoch=model.epochs)
+            kind = "single" if len(attacked) == 1 else "joint"
+            for main in mains:
+                auxiliary = model.tasks.replace(main, "") or main
+                found.append(Cell("table", "linf", main, auxiliary, kind, p.test_images, evaluation))
     return found
 
 
@@ -185,7 +198,7 @@ def rq3(p: RQ3) -> list[Cell]:
                 for pair in ("s", *(canonical("s" + auxiliary) for auxiliary in tasks.replace("s", ""))):
                     of_s = p.attack("s", name=name)
                     found.append(cell("dense", name, p.model(pair, seed), "s", "s", of_s, p.test_images))
-    for pair in p.masked_pairs:
+    for pair in p.searched:
         for weights in ("uniform", "published"):
             model = p.pair(pair, p.seeds[0], weights)
             letters = model.tasks

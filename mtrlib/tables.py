@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from mtrlib import machine, metrics
-from mtrlib.tasks import TASKS
+from mtrlib.tasks import canonical
 
 CELL = ("panel", "setting", "attacked", "main", "auxiliary")
 
@@ -237,7 +237,7 @@ def matrix(table: pd.DataFrame, attacked: str = "single", column: str = "value")
     rows = table[(table.attacked == attacked) | (table.main == table.auxiliary)]
     if rows.duplicated(["main", "auxiliary"]).any():
         raise ValueError("Parameter table should hold one panel and setting. Found several values for a cell.")
-    letters = [letter for letter in TASKS if letter in set(rows.main)]
+    letters = list(canonical("".join(set(rows.main))))
     return rows.pivot(index="main", columns="auxiliary", values=column).reindex(index=letters, columns=letters)
 
 

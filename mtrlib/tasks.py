@@ -1,12 +1,16 @@
 """The eleven dense vision tasks of the paper (its Table of tasks; arXiv 2110.15053), with their losses and errors.
 
-A task set is a string of letters such as "sd"; its first letter is the main task. Losses and errors are
-per image: the mean over the valid pixels (and channels) of one image, so that no image depends on its batch.
+A task set is a string of letters such as "sd"; its first letter is the main task. Data sets may define other tasks, or
+these in another way: `data.tasks` gives the definitions of a data set, and a model keeps those that it was built with.
+Losses and errors are per image: the mean over the valid pixels (and channels) of one image, so that no image depends
+on its batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from string import ascii_letters
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +23,18 @@ class Task:
 
     Attributes
     ----------
-    letter : its letter in the paper.
-    name : its name in the paper.
-    domain : its folder name in Taskonomy.
-    channels : channels of its output; for classes, the number of classes of Taskonomy.
-    kind : "classes" (cross-entropy, 1 - mIoU) or "regression" (L1, squared error).
-    unit : unit of the error.
-    lower_is_better : whether a lower error is a better prediction (true of all eleven).
+    letter : one ASCII letter; of the paper's tasks, its letter there.
+    name : of the paper's tasks, its name there.
+    domain : its folder name in Taskonomy, where it has one.
+    channels : channels of its output; for classes, the number of classes.
+    kind : "classes" or "regression".
+    loss_name : what training minimises and attacks maximise, one of `LOSSES` of its kind: "cross_entropy" (classes),
+        "l1" or "squared". Empty for the paper's, cross-entropy or L1.
+    error_name : what is measured, one of `ERRORS` of its kind: "1 - mIoU" or "1 - accuracy" (classes), "squared
+        error", "absolute error" or "angle" (degrees between the vectors of a pixel, of two channels or more). Empty
+        for the paper's, 1 - mIoU or squared error.
+    class_names : names of the classes by index, where they are known.
+    lower_is_better : whether a lower error is a better prediction (true of all errors here).
     """
 
     letter: str
@@ -33,11 +42,37 @@ class Task:
     domain: str
     channels: int
     kind: str = "regression"
-    unit: str = "squared error"
+    loss_name: str = ""
+    error_name: str = ""
+    class_names: tuple[str, ...] = ()
     lower_is_better: bool = True
 
+    def __post_init__(self) -> None:
+        if not (isinstance(self.letter, str) and len(self.letter) == 1 and self.letter in ascii_letters):
+            raise ValueError(f"Parameter letter should be one ASCII letter. Found letter = {self.letter!r}.")
+        if self.kind not in _DEFAULTS:
+            raise ValueError(f"Parameter kind should be one of {', '.join(_DEFAULTS)}. Found kind = {self.kind!r}.")
+        for field, default, known in zip(
+            ("loss_name", "error_name"), _DEFAULTS[self.kind], (LOSSES, ERRORS), strict=True
+        ):
+            value = getattr(self, field) or default
+            allowed = [name for name, (kind, _) in known.items() if kind == self.kind]
+            if value not in allowed:
+                raise ValueError(
+                    f"Parameter {field} should be one of {', '.join(allowed)} for {self.kind}. "
+                    f"Found {field} = {value!r}."
+                )
+            object.__setattr__(self, field, value)
+        if self.error_name == "angle" and self.channels < 2:
+            raise ValueError(f"Parameter channels should be 2 or more for an angle. Found channels = {self.channels}.")
+
+    @property
+    def unit(self) -> str:
+        """Unit of the error."""
+        return "degrees" if self.error_name == "angle" else self.error_name
+
     def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Training and attack loss of each image: cross-entropy (classes) or L1 (regression).
+        """Training and attack loss of each image.
 
         Parameters
         ----------
@@ -53,24 +88,44 @@ class Task:
 
     def pixel_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """The loss of each pixel, (B, H, W), float32. Parameters as in `loss`."""
-        if self.kind == "classes":
-            return F.cross_entropy(output.float(), target.long(), reduction="none")
-        return (output.float() - target).abs().mean(dim=1)
+        return LOSSES[self.loss_name][1](output.float(), target)
 
     def error(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Error of each image: 1 - mIoU over the classes present in its label, or mean squared error.
+        """Error of each image; 1 - mIoU is over the classes present in its label.
 
         Shapes as in `loss`. Returns (B,), float32; NaN for an image without valid pixels.
         """
-        if self.kind == "classes":
+        if self.error_name == "1 - mIoU":
             return _one_minus_miou(output.argmax(dim=1), target.long(), mask, output.shape[1])
-        return mean_over_valid((output.float() - target).square().mean(dim=1), mask, empty=float("nan"))
+        return mean_over_valid(ERRORS[self.error_name][1](output.float(), target), mask, empty=float("nan"))
 
+
+Pixels = Callable[[Tensor, Tensor], Tensor]  # (B, C, H, W) output, target -> (B, H, W)
+# By name: the kind of task that they are for, and what they give for each pixel.
+LOSSES: dict[str, tuple[str, Pixels]] = {
+    "cross_entropy": (
+        "classes",
+        lambda output, target: F.cross_entropy(output, target.long(), reduction="none"),
+    ),
+    "l1": ("regression", lambda output, target: (output - target).abs().mean(dim=1)),
+    "squared": ("regression", lambda output, target: (output - target).square().mean(dim=1)),
+}
+ERRORS: dict[str, tuple[str, Pixels | None]] = {
+    "1 - mIoU": ("classes", None),  # of an image, not of a pixel
+    "1 - accuracy": ("classes", lambda output, target: (output.argmax(dim=1) != target).float()),
+    "squared error": ("regression", LOSSES["squared"][1]),
+    "absolute error": ("regression", LOSSES["l1"][1]),
+    "angle": (
+        "regression",
+        lambda output, target: F.cosine_similarity(output, target, dim=1).clamp(-1, 1).acos().rad2deg(),
+    ),
+}
+_DEFAULTS = {"classes": ("cross_entropy", "1 - mIoU"), "regression": ("l1", "squared error")}
 
 TASKS: dict[str, Task] = {
     task.letter: task
     for task in (
-        Task("s", "semantic segmentation", "segment_semantic", 18, "classes", "1 - mIoU"),
+        Task("s", "semantic segmentation", "segment_semantic", 18, "classes"),
         Task("d", "z-depth", "depth_zbuffer", 1),
         Task("D", "Euclidean depth", "depth_euclidean", 1),
         Task("n", "surface normals", "normal", 3),
@@ -85,20 +140,35 @@ TASKS: dict[str, Task] = {
 }
 
 
-def parse(tasks: str) -> str:
-    """Check a task set and return it: at least one known letter, none twice.
+def parse(tasks: str, allowed: str | None = None, name: str = "") -> str:
+    """Check a task set and return it: at least one ASCII letter, none twice.
+
+    Parameters
+    ----------
+    tasks : the letters.
+    allowed : the letters of the data set or model, where it is known; None for any.
+    name : of that data set or model, for the message.
 
     Raises ValueError with the letters found and those allowed.
     """
-    allowed = "".join(TASKS)
-    if not isinstance(tasks, str) or not tasks or set(tasks) - set(TASKS) or len(set(tasks)) < len(tasks):
-        raise ValueError(f"Parameter tasks should be different letters out of {allowed!r}. Found tasks = {tasks!r}.")
+    letters = set(tasks) if isinstance(tasks, str) else set()
+    if not letters or letters - set(ascii_letters if allowed is None else allowed) or len(letters) < len(tasks):
+        out_of = "ASCII letters" if allowed is None else f"letters out of {allowed!r}"
+        of = f" for {name}" if name else ""
+        raise ValueError(f"Parameter tasks should be different {out_of}{of}, at least one. Found tasks = {tasks!r}.")
     return tasks
 
 
 def canonical(tasks: str) -> str:
-    """The letters of a task set in the paper's order: one name for models that do not tell main from auxiliary."""
-    return "".join(letter for letter in TASKS if letter in parse(tasks))
+    """The letters of a task set, the paper's first and in its order, then others by alphabet: one name for models that
+    do not tell main from auxiliary."""
+    letters = parse(tasks)
+    return "".join(letter for letter in (*TASKS, *sorted(set(letters) - set(TASKS))) if letter in letters)
+
+
+def definitions(model: object) -> dict[str, Task]:
+    """The definitions that a model was built with, by letter; those of the paper for one that has none."""
+    return getattr(model, "definitions", None) or TASKS
 
 
 def mean_over_valid(pixels: Tensor, mask: Tensor | None, empty: float = 0.0) -> Tensor:

@@ -22,7 +22,7 @@ from mtrlib import machine, models, weights
 from mtrlib.data import Dataset
 from mtrlib.progress import bar
 from mtrlib.specs import ModelSpec
-from mtrlib.tasks import TASKS
+from mtrlib.tasks import Task
 
 SAVE_EVERY = 5.0  # seconds between two saved states
 
@@ -48,7 +48,7 @@ def fit(
     ------
     FloatingPointError : where a loss is not finite, with its epoch, step and task.
     """
-    model = build(spec, len(data.class_names), spec.pretrained).to(device)
+    model = build(spec, data.tasks, spec.pretrained).to(device)
     parameters = dict(model.named_parameters())
     optimizer = optimizer_of(spec, parameters)
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,10 +72,10 @@ def fit(
     return history
 
 
-def build(spec: ModelSpec, classes: int, pretrained: bool = False) -> models.MultiTaskModel:
-    """The untrained model of a specification; `classes` is the number of classes of s in its data set. `pretrained`
-    fetches the weights that its encoder begins from, where it has any."""
-    return models.build(spec.encoder, spec.tasks, classes=classes, seed=spec.seed, pretrained=pretrained)
+def build(spec: ModelSpec, tasks: dict[str, Task], pretrained: bool = False) -> models.MultiTaskModel:
+    """The untrained model of a specification; `tasks` are the definitions of its data set, as `data.tasks` gives them
+    and `Dataset.tasks` holds them. `pretrained` fetches the weights that its encoder begins from, if it has any."""
+    return models.build(spec.encoder, spec.tasks, definitions=tasks, seed=spec.seed, pretrained=pretrained)
 
 
 def optimizer_of(spec: ModelSpec, parameters: dict[str, Tensor]) -> torch.optim.Optimizer:
@@ -118,7 +118,7 @@ def epoch_losses(
             latent = model.encode(images)
             cut = latent if balance is None else latent.detach().requires_grad_()
             outputs = {letter: decoder(cut) for letter, decoder in model.decoders.items()}
-        losses = [TASKS[t].loss(outputs[t], targets[t], masks[t]).mean() for t in spec.tasks]
+        losses = [model.definitions[t].loss(outputs[t], targets[t], masks[t]).mean() for t in spec.tasks]
         if balance is None:
             (fixed * torch.stack(losses)).sum().backward()
         else:

@@ -11,13 +11,16 @@ from mtrlib import attacks, machine
 OPTIONS = Namespace(encoder="resnet18_small", size=16, batch=2, repeats=1)
 
 
-@pytest.fixture(scope="module")
-def attack_cost():
-    path = machine.root() / "benchmarks" / "attack_cost.py"
-    spec = importlib.util.spec_from_file_location("attack_cost", path)
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, machine.root() / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def attack_cost():
+    return script("attack_cost")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -42,3 +45,11 @@ def test_passes_are_those_that_attacks_make(attack_cost):
 
         attack(losses, images, eps=0.1, step_size=0.03, steps=attack_cost.STEPS)
         assert tuple(counts) == attack_cost.passes(name), name
+
+
+def test_input_share_is_a_share(tmp_path, monkeypatch):
+    monkeypatch.setenv("MTRLIB_CACHE", str(tmp_path / "cache"))
+    options = Namespace(encoder="resnet18_small", size=16, batch=4, images=8, tasks="sd", steps=2, repeats=1)
+    found = script("input_share").measure(options, tmp_path / "example")
+    assert 0 < found["share of input"] < 1
+    assert found["share of input"] == pytest.approx(found["batch ms"] / found["step ms"])

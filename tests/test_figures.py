@@ -1,9 +1,11 @@
+from string import ascii_letters
+
 import numpy as np
 import pandas as pd
 import torch
 
 from mtrlib import figures
-from mtrlib.tasks import TASKS
+from mtrlib.tasks import TASKS, Task
 
 
 def test_every_task_has_a_colour_and_a_marker_of_its_own():
@@ -77,3 +79,50 @@ def test_every_task_can_be_drawn():
     assert drawn["p"][0, 0].tolist() == [0.75, 0, 0.5]  # no third value
     for letter in "kKeEr":
         assert figure.axes[list(values).index(letter)].images[0].get_clim() == (-1, 1)
+
+
+def test_letters_of_a_data_set_of_your_own_have_a_colour_and_marker_of_their_own_too():
+    looks = {(figures.colour(letter), figures.marker_of(letter)) for letter in ascii_letters}
+    assert len(looks) == 52
+    rows = [
+        {"main": m, "auxiliary": a, "attacked": "single", "setting": x, "value": x, "low": x - 1, "high": x + 1}
+        for m in "xs"
+        for a in "xs"
+        for x in (4.0, 8.0)
+    ]
+    figure = figures.lines(pd.DataFrame(rows), "eps (255ths)", "vulnerability")
+    assert [axis.get_title() for axis in figure.axes] == ["main task s", "main task x"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["s: semantic segmentation", "x"]
+
+
+def test_pictures_of_tasks_that_a_data_set_defines():
+    tasks = {
+        "s": Task("s", "plan", "", 3, "classes", class_names=("a", "b", "c")),
+        "c": Task("c", "kinds", "", 25, "classes"),
+        "h": Task("h", "height", "", 1),
+        "p": TASKS["p"],
+    }
+    pictures = {"s": torch.ones(8, 8), "h": torch.arange(64.0).view(1, 8, 8), "p": torch.zeros(2, 8, 8)}
+    pictures["c"] = torch.full((8, 8), 24)
+    figure = figures.images({"label": {"image": torch.rand(3, 8, 8), **pictures}}, ("a", "b", "c"), tasks)
+    assert [axis.get_title() for axis in figure.axes][1:] == [f"{t}: {tasks[t].name}" for t in "shpc"]
+    assert figure.axes[2].images[0].get_clim() == (0, 63)
+    assert [[text.get_text() for text in legend.texts] for legend in figure.legends] == [["b"], ["24"]]
+
+
+def test_pixels_without_a_label_are_white_and_no_class():
+    mask = torch.ones(1, 8, 8, dtype=torch.bool)
+    mask[0, 0] = False
+    targets = {
+        "s": torch.ones(1, 8, 8, dtype=torch.uint8),
+        "h": torch.full((1, 1, 8, 8), 3.0),
+        "n": torch.ones(1, 3, 8, 8),
+    }
+    tasks = {"s": Task("s", "", "", 2, "classes"), "h": Task("h", "", "", 1), "n": TASKS["n"]}
+    pictures = figures.labels(targets, {"s": mask, "h": mask, "n": mask}, 0)
+    assert all(values[..., 0, :].isnan().all() and not values[..., 1:, :].isnan().any() for values in pictures.values())
+    assert figures.labels(targets, dict.fromkeys("shn"), 0)["s"].dtype == torch.uint8
+    figure = figures.images({"label": pictures}, ("a", "b"), tasks)
+    assert [text.get_text() for text in figure.legends[0].texts] == ["b"]
+    assert figure.axes[1].images[0].get_clim() == (3, 3)
+    assert (figure.axes[2].images[0].get_array()[0] == 1).all()

@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from mtrlib import encoders, models
-from mtrlib.specs import DataSpec, ModelSpec
+from mtrlib import attacks, encoders, evaluation, models
+from mtrlib.data import Dataset
+from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.store import Store
+from mtrlib.tasks import TASKS, Task
 
 
 def test_the_pair_of_s_and_d_has_the_size_that_the_supplement_prints():
@@ -172,3 +174,29 @@ def test_an_unknown_encoder_is_refused():
         models.build("resnet19", "s")
     with pytest.raises(ValueError, match="timm has no model 'resnet19'"):
         models.build("timm/resnet19", "s")
+
+
+def test_a_model_keeps_the_definitions_that_it_was_built_with():
+    """They decide channels, losses and errors, in attacks and evaluation too."""
+    own = {"x": Task("x", "flow", "", 2, loss_name="squared", error_name="angle"), "d": Task("d", "metres", "", 4)}
+    model = models.build("resnet18_small", "xd", definitions=own, seed=0).eval()
+    assert model.definitions == own
+    images = torch.rand(2, 3, 16, 16)
+    outputs = model(images)
+    assert (outputs["x"].shape[1], outputs["d"].shape[1]) == (2, 4)
+    targets = {"x": torch.rand(2, 2, 16, 16), "d": torch.rand(2, 4, 16, 16)}
+    losses = attacks.task_losses(model, targets, None, "x")(images)
+    torch.testing.assert_close(losses[0], (outputs["x"] - targets["x"]).square().mean(dim=(1, 2, 3)))
+    data = Dataset("mine", (images * 255).byte(), targets, {"x": None, "d": None}, ("0", "1"), (), tasks=own)
+    errors = evaluation.errors(model, data, AttackSpec(tasks="x", steps=1)).set_index("task")
+    expected = own["x"].error(model(data.batch(slice(None))[0])["x"], targets["x"])
+    assert errors.loc["x"].clean_error.tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+    with pytest.raises(ValueError, match="letters out of 'xd'"):
+        models.build("resnet18_small", "xs", definitions=own)
+
+
+def test_a_function_as_model_is_attacked_by_the_papers_losses():
+    images = torch.rand(2, 3, 8, 8)
+    losses = attacks.task_losses(lambda x, tasks: {"A": x}, {"A": images + 1}, None, "A")
+    torch.testing.assert_close(losses(images), torch.ones(1, 2))
+    assert models.build("resnet18_small", "A").definitions == {"A": TASKS["A"]}

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from mtrlib import machine, parameters, studies
+from mtrlib import data, machine, parameters, studies
 from mtrlib.data import rooms
 
 PARAMETERS = machine.root() / "params"
@@ -11,12 +11,14 @@ KINDS = {
     "rq1_auxiliary_tasks": parameters.RQ1,
     "rq2_marginal_vulnerability": parameters.RQ2,
     "rq3_task_weights": parameters.RQ3,
+    "new_dataset": parameters.NewDataset,
 }
 STUDIES = {
     parameters.RQ4: studies.rq4,
     parameters.RQ1: studies.rq1,
     parameters.RQ2: studies.rq2,
     parameters.RQ3: studies.rq3,
+    parameters.NewDataset: studies.new_dataset,
 }
 
 
@@ -25,8 +27,10 @@ def smoke() -> dict:
 
 
 @pytest.mark.parametrize("path", sorted(PARAMETERS.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_every_parameters_file_is_valid(path):
+def test_every_parameters_file_is_valid(path, tmp_path):
     values = yaml.safe_load(path.read_text())
+    if values.get("example"):  # what the notebook does before its check
+        values["root"] = str(data.write_example(tmp_path, 2, 2))
     p = parameters.check(dict(values), KINDS[path.stem])
     assert path.parent.name in p.output
     if type(p) in STUDIES:
@@ -43,13 +47,14 @@ def test_every_parameters_file_is_valid(path):
         ("steps: '5'", "steps: .*integer.* Found '5'"),
         ("steps: 0", "steps: .*greater than or equal to 1"),
         ("encoder: no", "encoder: Input should be a valid string. Found False"),
-        ("tasks: sdx", "tasks: .*letters out of 'sdDnkKeEprA'"),
-        ("tasks: ss", "tasks: .*letters out of"),
+        ("tasks: sdx", "tasks should be different letters out of '.*' for rooms, at least one. Found tasks = 'sdx'"),
+        ("tasks: ss", "^Parameter tasks should be different ASCII letters.* Found tasks = 'ss'"),
         ("tasks: s", "at least two tasks"),
         ("seeds: [0, 0]", "seeds: .*differ"),
         ("more_tasks: sdx", "more_tasks: .*letters out of"),
         ("pretrained: yes please", "pretrained: .*valid boolean.* Found 'yes please'"),
         ("pretrained: true", "pretrained should be false unless an encoder is timm/<name>"),
+        ("tasks: sz", "letters out of 'sdDn.*' for rooms, at least one. Found tasks = 'sz'"),
         ("size: 100", "size should be a multiple of 8"),
         ("eps_panel: [4.0]", "eps_panel should have"),
         ("steps_panel: [25]", "steps_panel should have"),

@@ -68,7 +68,7 @@ def test_attacks_that_are_the_same_on_one_task_are_run_once(p):
         ({"attacks": ["pgd", "apgd"]}, "pgd, apgd and wgd"),
         ({"attacks": ["pgd", "apgd", "wgd", "deepfool"]}, "deepfool"),
         ({"balancers": ["uniform"]}, "gradnorm"),
-        ({"masked_pairs": ["sn"]}, "pairs of letters out of 'sd'"),
+        ({"masked_pairs": ["s"]}, "pairs of letters, found 's'"),
         ({"masked_pairs": ["sd", "ds"]}, "one order only"),
         ({"many_steps": 5}, "many_steps should be more than steps"),
         ({"tasks": "s"}, "at least two tasks"),

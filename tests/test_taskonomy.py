@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mtrlib import data
-from mtrlib.data import cache, taskonomy
+from mtrlib.data import cache, decoding, taskonomy
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.store import Store
 
@@ -32,7 +32,7 @@ real_frames = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real frames in {
 def own_cache(tmp_path_factory, monkeypatch):
     """A cache that no other test has written to, and no progress on the screen."""
     folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(taskonomy, "bar", lambda **_: tqdm(disable=True))
+    monkeypatch.setattr(decoding, "bar", lambda **_: tqdm(disable=True))
     monkeypatch.setenv("MTRLIB_CACHE", str(folder))
     return folder
 
@@ -54,6 +54,11 @@ def write_frame(building: Path, point: int, view: int = 0, **domains: np.ndarray
         "depth_euclidean": grey16([64499, 64500]),
         "normal": generator.integers(0, 256, (32, 32, 3), dtype=np.uint8),
         "edge_occlusion": grey16([0, 205, 410, 65535]),
+        "edge_texture": grey16([0, 2621, 2622, 5243, 65535]),
+        "keypoints2d": grey16([0, 164, 328, 65535]),
+        "keypoints3d": grey16([0, 13107, 65535]),
+        "principal_curvature": generator.integers(0, 256, (32, 32, 3), dtype=np.uint8),
+        "reshading": np.repeat(generator.integers(0, 256, (32, 32, 1), dtype=np.uint8), 3, axis=2),
     }
     for domain, pixels in (frame | domains).items():
         if pixels is not None:
@@ -149,6 +154,36 @@ def test_transforms_and_masks_by_hand(tmp_path):
     assert target["E"][0, :4].tolist() == pytest.approx([-1, 0.000991836, 1, 1], abs=1e-7)
     for letter in "nE":  # of depth_euclidean, not of depth_zbuffer
         assert torch.equal(dataset.masks[letter], dataset.masks["D"])
+
+
+def test_the_other_six_tasks_by_hand(tmp_path):
+    curvature = np.zeros((32, 32, 3), dtype=np.uint8)
+    curvature[0, :2] = [[127, 255, 9], [63, 0, 0]]
+    shading = np.zeros((32, 32, 3), dtype=np.uint8)
+    shading[0, 0], shading[0, 1] = 255, 51
+    write_frame(tmp_path, 0, principal_curvature=curvature, reshading=shading)
+    dataset = load(tmp_path, "kKeprA")
+    target = {letter: values[0, :, 0] for letter, values in dataset.targets.items()}  # first rows
+    # 65535 * .005 / 2 = 163.8375 and 65535 * .08 / 2 = 2621.4 are the middles of k and e.
+    assert target["k"][0, :4].tolist() == pytest.approx([-1, 164 / 163.8375 - 1, 1, 1], abs=1e-6)
+    assert target["e"][0, :5].tolist() == pytest.approx([-1, 2621 / 2621.4 - 1, 2622 / 2621.4 - 1, 1, 1], abs=1e-6)
+    assert target["K"][0, :3].tolist() == pytest.approx([-1, -0.6, 1], abs=1e-6)
+    assert target["p"][:, 0].tolist() == [0, 1]
+    assert target["p"][:, 1].tolist() == [-0.5, -127 / 128]
+    assert target["r"][0, :2].tolist() == pytest.approx([1, -0.6], abs=1e-6)
+    torch.testing.assert_close(dataset.targets["A"], dataset.images.float() / 255)
+    assert [letter for letter, mask in dataset.masks.items() if mask is None] == ["k", "e", "A"]
+    for letter in "Kpr":
+        assert dataset.masks[letter][0, 0, :3].tolist() == [True, False, True]
+        assert dataset.masks[letter].sum() == 32 * 32 - 1
+    assert [dataset.tasks[letter].channels for letter in "kKeprA"] == [1, 1, 1, 2, 1, 3]
+    assert dataset.tasks.keys() == dataset.targets.keys()
+
+
+def test_the_targets_of_curvature_are_not_nearly_constant(tmp_path):
+    """The published code reads p as grey and subtracts about 120 of values in [0, 1]."""
+    write_frame(tmp_path, 0)
+    assert (load(tmp_path, "p").targets["p"].flatten(2).std(dim=2) > 0.4).all()  # uniform noise: 0.58
 
 
 def test_geometry_mask_takes_what_a_frame_has(tmp_path):
@@ -265,9 +300,9 @@ BAD = {
     "grey rgb": ("rgb", png(NOISE[..., 0]), "Found 8-bit grey PNG"),
     "colour classes": ("segment_semantic", png(NOISE), "Found 8-bit RGB PNG"),
     "class 18": ("segment_semantic", png(np.full((32, 32), 18, np.uint8)), "should hold classes 0 to 17. Found 18"),
-    "another size": ("depth_zbuffer", png(grey16([], 16)), "should be 32 x 32 like its rgb. Found 16 x 16"),
+    "another size": ("depth_zbuffer", png(grey16([], 16)), "should be 32 x 32 like its image. Found 16 x 16"),
     "an optional mask": ("mask_valid", png(NOISE[..., 0])[:300], "truncated or damaged"),
-    "the size of an optional mask": ("mask_valid", png(NOISE[:16, :, 0]), "32 x 32 like its rgb. Found 32 x 16"),
+    "the size of an optional mask": ("mask_valid", png(NOISE[:16, :, 0]), "32 x 32 like its image. Found 32 x 16"),
 }
 
 
@@ -375,12 +410,12 @@ def test_progress_counts_the_frames_of_each_domain(tree, monkeypatch):
         bars.append((description, unit, tqdm(total=total, disable=False, file=StringIO())))
         return bars[-1][2]
 
-    monkeypatch.setattr(taskonomy, "bar", bar)
+    monkeypatch.setattr(decoding, "bar", bar)
     load(tree, "d")
     load(tree, "d")  # nothing to do
     assert [(description, unit, bar.n, bar.total) for description, unit, bar in bars] == [
         ("decoding rgb", "frame", 5, 5),
-        ("decoding depth_zbuffer", "frame", 5, 5),
+        ("decoding d", "frame", 5, 5),
     ]
 
 
@@ -402,12 +437,12 @@ def test_two_loads_at_once_decode_once(tree, monkeypatch):
     for thread in threads:
         thread.join()
     assert len(results) == 3
-    assert sorted(decoded) == ["depth_zbuffer"] * 5 + ["rgb"] * 5
+    assert decoded == ["d"] * 5
 
 
 def test_damaged_cache_entry_is_named(tree, own_cache):
     load(tree, "d")
-    (entry,) = own_cache.glob("taskonomy-depth_zbuffer-*[!k]")
+    (entry,) = own_cache.glob("taskonomy-d-*[!k]")
     (entry / "values.npy").write_bytes((entry / "values.npy").read_bytes()[:300])
     with pytest.raises(ValueError) as error:
         load(tree, "d")
@@ -423,7 +458,7 @@ def test_full_disk_is_an_error(tree, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"tasks": "sk"}, "'sdDnE' for taskonomy. Found tasks = 'sk'"),
+        ({"tasks": "sx"}, "'sdDnkKeEprA' for taskonomy, at least one. Found tasks = 'sx'"),
         ({"root": "nowhere"}, "Found no folder {root}"),
         ({"root": "empty"}, "{root} should hold files [<building>/]rgb/point_<p>_view_<v>_domain_rgb.png"),
         ({"root": "b", "split": "test"}, "{root} has no frames to test"),
@@ -460,6 +495,27 @@ def test_real_frame_with_its_mask():
     assert (length[dataset.masks["n"][0]] - 1).abs().max() < 0.01  # 8 bits a channel
     assert (length[~dataset.masks["n"][0]] < 0.1).all()
     assert dataset.targets["d"][0, 0].numpy()[valid].max() < 1
+
+
+@real_frames
+def test_a_real_frame_of_the_other_tasks(tmp_path):
+    raws = {}
+    for domain in ("rgb", "depth_zbuffer", "mask_valid", "keypoints3d", "edge_texture", "reshading"):
+        path = file_of(tmp_path, domain, 21, 5)
+        path.parent.mkdir(parents=True)
+        shutil.copy(file_of(REAL / "google_objects", domain, 21, 5), path)
+        raws[domain] = np.array(Image.open(path)).astype(float)
+    dataset = load(tmp_path, "KerA", size=512)
+    target = {letter: values[0].numpy() for letter, values in dataset.targets.items()}
+    np.testing.assert_allclose(target["K"][0], raws["keypoints3d"] / 65535 * 2 - 1, atol=1e-6)
+    np.testing.assert_allclose(target["e"][0], np.minimum(raws["edge_texture"] / 65535 / 0.08 * 2 - 1, 1), atol=1e-5)
+    np.testing.assert_allclose(target["r"][0], raws["reshading"][..., 0] / 255 * 2 - 1, atol=1e-6)
+    np.testing.assert_allclose(target["A"], raws["rgb"].transpose(2, 0, 1)[:3] / 255, atol=1e-6)
+    for letter in "Kr":
+        assert np.array_equal(dataset.masks[letter][0], raws["mask_valid"] > 0)
+        shown = target[letter][0][raws["mask_valid"] > 0]
+        assert shown.std() > 0.1, "an object that is lit and has key points"
+    assert dataset.masks["e"] is None
 
 
 @real_frames

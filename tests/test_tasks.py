@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrlib.tasks import TASKS, canonical, parse
+from mtrlib.tasks import TASKS, Task, canonical, parse
 
 
 def one_hot(index: torch.Tensor, classes: int) -> torch.Tensor:
@@ -75,11 +75,48 @@ def test_an_image_is_measured_by_itself(batch, seed, letter):
         torch.testing.assert_close(together, alone, equal_nan=True)
 
 
-@pytest.mark.parametrize("tasks", ["", "ss", "sx", "sdDnkKeEprAs", 3, None])
+@pytest.mark.parametrize("tasks", ["", "ss", "s1", "s d", "sé", "sdDnkKeEprAs", 3, None])
 def test_task_sets_that_are_none(tasks):
-    with pytest.raises(ValueError, match="letters out of 'sdDnkKeEprA'"):
+    with pytest.raises(ValueError, match="tasks should be different ASCII letters, at least one"):
         parse(tasks)
 
 
-def test_canonical_order_is_the_papers():
+def test_a_data_set_decides_which_letters_there_are():
+    assert parse("dx", "dxs", "mine") == "dx"
+    with pytest.raises(ValueError, match="letters out of 'sd' for mine, at least one. Found tasks = 'sx'"):
+        parse("sx", "sd", "mine")
+
+
+def test_canonical_order_is_the_papers_and_then_the_alphabet():
     assert canonical("Ensd") == "sdnE"
+    assert canonical("xEBnasd") == "sdnEBax"
+
+
+def test_losses_and_errors_by_hand():
+    output = torch.tensor([[1.0, 0.0], [0.0, 2.0]]).T.reshape(1, 2, 1, 2)  # pixels (1, 0) and (0, 2)
+    target = torch.tensor([[0.0, 3.0], [0.0, 1.0]]).T.reshape(1, 2, 1, 2)  # pixels (0, 3) and (0, 1)
+    errors = {"squared error": (10 / 2 + 1 / 2) / 2, "absolute error": (4 / 2 + 1 / 2) / 2, "angle": (90 + 0) / 2}
+    for name, expected in errors.items():
+        task = Task("v", "vectors", "", 2, error_name=name)
+        assert task.error(output, target).item() == pytest.approx(expected, abs=0.05)
+    assert Task("v", "vectors", "", 2, error_name="angle").unit == "degrees"
+    assert Task("v", "vectors", "", 2, loss_name="squared").loss(output, target).item() == pytest.approx(5.5 / 2)
+    task = Task("c", "classes", "", 3, "classes", error_name="1 - accuracy")
+    predicted, label = torch.tensor([[[0, 1], [2, 2]]]), torch.tensor([[[0, 1], [1, 2]]])
+    assert task.error(one_hot(predicted, 3), label).item() == 0.25
+    assert task.error(one_hot(predicted, 3), label, label != 1).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"letter": "xy"}, "letter should be one ASCII letter. Found letter = 'xy'"),
+        ({"kind": "graph"}, "kind should be one of classes, regression"),
+        ({"loss_name": "cross_entropy"}, "loss_name should be one of l1, squared for regression"),
+        ({"kind": "classes", "error_name": "angle"}, "error_name should be one of 1 - mIoU, 1 - accuracy for classes"),
+        ({"error_name": "angle"}, "channels should be 2 or more for an angle"),
+    ],
+)
+def test_definitions_that_make_no_sense(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Task(**{"letter": "x", "name": "", "domain": "", "channels": 1, **changes})

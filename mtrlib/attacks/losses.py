@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mtrlib.tasks import TASKS, mean_over_valid
+from mtrlib.tasks import definitions, mean_over_valid
 
 Losses = Callable[[Tensor], Tensor]
 DENSE = ("cross_entropy", "segpgd", "cospgd")
@@ -26,7 +26,8 @@ def task_losses(
 
     Parameters
     ----------
-    model : (images, tasks) -> dict of outputs by task letter; a `models.MultiTaskModel`.
+    model : (images, tasks) -> dict of outputs by task letter: a `models.MultiTaskModel`, whose definitions of the tasks
+        are used, or any function, for the paper's.
     targets, masks : by task letter, B first; masks (or a mask) may be None.
     tasks : letters of the attacked tasks; no other decoder is run.
     dense : what the gradient of a task of classes is taken of:
@@ -47,13 +48,14 @@ def task_losses(
     if dense not in DENSE:
         raise ValueError(f"Parameter dense should be one of {', '.join(DENSE)}. Found dense = {dense!r}.")
     gradients = 0
+    defined = definitions(model)
 
     def losses(images: Tensor) -> Tensor:
         nonlocal gradients
         outputs = model(images, tasks)
         rows = []
         for letter in tasks:
-            task, output, target = TASKS[letter], outputs[letter], targets[letter]
+            task, output, target = defined[letter], outputs[letter], targets[letter]
             mask = masks[letter] if masks else None
             pixels = task.pixel_loss(output, target)
             row = mean_over_valid(pixels, mask)

@@ -1,22 +1,25 @@
 """Data sets of images with dense labels, all in one shape: `load(name, ...) -> Dataset`.
 
-`rooms` is rendered here and needs no files; `taskonomy` reads the published layout of Taskonomy and Omnidata.
+`rooms` is rendered here and needs no files. `taskonomy`, `nyuv2` and `cityscapes` read what is published under those
+names; `folder` reads any folder that a file `dataset.yaml` describes. Those that read files give what is to be decoded
+as a `decoding.Source`; loading and checking are the same for all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import torch
 from torch import Tensor
 
-from mtrlib.tasks import parse
+from mtrlib.tasks import TASKS, Task, parse
 
-NAMES = ("rooms", "taskonomy")
+NAMES = ("rooms", "taskonomy", "nyuv2", "cityscapes", "folder")
 SPLITS = ("train", "test")
 
 
@@ -33,6 +36,8 @@ class Dataset:
     ids : N names of the images, unique within the data set.
     class_names : names of the classes of s, by index.
     bad : files left out because they could not be read (only where the reader was told to skip them).
+    tasks : definitions of the tasks that it holds labels of, by letter; the paper's where none are given, with the
+        classes of s as named.
     """
 
     name: str
@@ -42,6 +47,11 @@ class Dataset:
     ids: tuple[str, ...]
     class_names: tuple[str, ...]
     bad: tuple[str, ...] = ()
+    tasks: dict[str, Task] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            object.__setattr__(self, "tasks", _papers("".join(self.targets), self.class_names))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -79,6 +89,7 @@ class Dataset:
             self,
             targets={letter: self.targets[letter] for letter in tasks},
             masks={letter: self.masks[letter] for letter in tasks},
+            tasks={letter: self.tasks[letter] for letter in tasks},
         )
 
 
@@ -97,9 +108,9 @@ def load(
 
     Parameters
     ----------
-    name : "rooms" (rendered, needs no files) or "taskonomy".
+    name : one of `NAMES`; "rooms" is rendered and needs no files.
     tasks : letters of the labels to load, such as "sd".
-    split : "train" or "test"; the two never share a room or a building's point.
+    split : "train" or "test"; of rooms and taskonomy the two never share a room or a building's point.
     size : height and width of the images, in pixels.
     root : folder of the files; required by every data set but rooms.
     limit : number of images; None for all of them (for rooms, 1,024 to train and 256 to test).
@@ -110,28 +121,71 @@ def load(
     ------
     ValueError : for a parameter out of its range, with those allowed, and for a bad file, named in full.
     """
+    _one_of("name", name, NAMES)
     parse(tasks)
     _one_of("split", split, SPLITS)
     _one_of("on_bad", on_bad, ("raise", "skip"))
     for parameter, value in (("size", size), ("limit", limit)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"Parameter {parameter} should be a positive integer. Found {parameter} = {value!r}.")
+    if name == "rooms":
+        return _reader(name).load(tasks=tasks, split=split, size=size, limit=limit, seed=seed)
+    return import_module("mtrlib.data.decoding").load(source(name, root, tasks, split, size, limit), on_bad=on_bad)
+
+
+def tasks(name: str, root: str | Path | None = None) -> dict[str, Task]:
+    """Definitions of the tasks that a data set has labels of, by letter, without loading it.
+
+    `root` is its folder: "folder" and "cityscapes" need it, since their tasks or classes depend on what lies there.
+    """
     reader = _reader(name)
     if name == "rooms":
-        return reader.load(tasks=tasks, split=split, size=size, limit=limit, seed=seed)
+        return _papers(reader.TASKS, reader.CLASSES)
+    return reader.tasks(None if root is None else Path(root).expanduser().absolute())
+
+
+def classes(name: str, root: str | Path | None = None) -> tuple[str, ...]:
+    """Names of the classes of s in a data set, by index, without loading it; none where it has no s."""
+    defined = tasks(name, root)
+    return defined["s"].class_names if "s" in defined else ()
+
+
+def letters(name: str, root: str | Path | None = None) -> str:
+    """Letters of the tasks that a data set has labels of."""
+    return "".join(tasks(name, root))
+
+
+def digest(name: str, root: str | Path | None = None) -> str | None:
+    """What names the content of the description of a "folder" data set; None for all others, which have none."""
+    return _reader(name).digest(Path(root).expanduser().absolute()) if name == "folder" and root is not None else None
+
+
+def check(name: str, root: str | Path, letters: str | None = None) -> pd.DataFrame:
+    """Every file of a data set read once and what was found, a row a split and task; see `checks.check`."""
+    return import_module("mtrlib.data.checks").check(name, root, letters)
+
+
+def write_example(folder: str | Path, train: int = 256, test: int = 64, seed: int = 0) -> Path:
+    """A small "folder" data set, written unless it is there already; see `example.write_example`."""
+    return import_module("mtrlib.data.example").write_example(folder, train, test, seed)
+
+
+def source(name: str, root: str | Path | None, tasks: str, split: str, size: int | None, limit: int | None = None):
+    """What `decoding.load` and `checks.check` read, a `decoding.Source`; parameters as in `load`, size None for images
+    as they are."""
     if root is None:
         raise ValueError(f"Parameter root should be the folder of the {name} files. Found root = None.")
-    return reader.load(Path(root), tasks=tasks, split=split, size=size, limit=limit, on_bad=on_bad)
+    root = Path(root).expanduser().absolute()
+    parse(tasks, letters(name, root), name)
+    return _reader(name).source(root, letters=tasks, split=split, size=size, limit=limit)
 
 
-def classes(name: str) -> tuple[str, ...]:
-    """Names of the classes of s in the data set `name`, by index, without loading it."""
-    return _reader(name).CLASSES
-
-
-def letters(name: str) -> str:
-    """Letters of the tasks that the data set `name` has labels of."""
-    return _reader(name).TASKS
+def _papers(letters: str, class_names: tuple[str, ...]) -> dict[str, Task]:
+    """The paper's definitions of some letters, with other classes of s unless there are none."""
+    defined = {letter: TASKS[letter] for letter in letters}
+    if "s" in defined and class_names:
+        defined["s"] = replace(defined["s"], channels=len(class_names), class_names=class_names)
+    return defined
 
 
 def _reader(name: str) -> ModuleType:

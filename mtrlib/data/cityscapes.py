@@ -1,0 +1,131 @@
+"""Cityscapes (Cordts et al., CVPR 2016, arXiv 1604.01685), the official release or the arrays that multi-task work
+shares; what lies in the root tells which. The split "test" is val, whose labels are public.
+
+Official: `leftImg8bit`, `gtFine` and `disparity`, listed by `torchvision.datasets.Cityscapes`. Arrays:
+`<root>/train|val/{image,label,depth}/<i>.npy`, 128 x 256 pixels; images are (H, W, 3), float in [0, 1].
+
+====== ========================================== ========================== ============================
+letter file                                       target                     valid where
+====== ========================================== ========================== ============================
+s      official: labelIds, 8-bit grey PNG         one of 19 classes          the class is one of them
+s      arrays: (H, W), 7 or 19 classes            raw                        raw is not -1
+d      official: disparity, 16-bit grey PNG       (raw - 1) / 256 pixels     raw is not 0
+d      arrays: (H, W, 1), inverse depth           raw                        raw is not 0
+====== ========================================== ========================== ============================
+
+Arrays have 7 classes unless one of the first `_LOOKED_AT` label files to train has a larger one than 6. Images are cut
+to the square at their centre (see `decoding`).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from torchvision import datasets
+
+from mtrlib.data import decoding, description, folder
+from mtrlib.data.decoding import Source
+from mtrlib.data.description import Description, Label
+from mtrlib.tasks import Task
+
+CLASSES = {
+    19: tuple(
+        kind.name for kind in sorted(datasets.Cityscapes.classes, key=lambda k: k.train_id) if 0 <= kind.train_id < 19
+    ),
+    7: ("flat", "construction", "object", "nature", "sky", "human", "vehicle"),
+}
+_LOOKED_AT = 64
+_UNLABELLED = 255
+_FOLDERS = {"train": "train", "test": "val"}
+
+
+def tasks(root: Path | None) -> dict[str, Task]:
+    """Definitions; the number of classes is that of the files in `root` (19 where none is given)."""
+    number = 19 if root is None or _official(root) else _number_of_classes(root)
+    return _arrays(number).definitions
+
+
+def source(root: Path, *, letters: str, split: str, size: int | None, limit: int | None = None) -> Source:
+    """What `decoding` reads; ids are the names of the official images, or "train/<i>" and "val/<i>"."""
+    if not _official(root):
+        what = _arrays(_number_of_classes(root))
+        return folder.described("cityscapes", what, root, letters, split, size, limit)
+    try:
+        listed = datasets.Cityscapes(str(root), _FOLDERS[split], "fine", "semantic")
+    except RuntimeError as error:
+        found = sorted(path.name for path in root.iterdir())
+        raise ValueError(f"{root} should hold leftImg8bit and gtFine. Found {', '.join(found)}.") from error
+    suffix = "_leftImg8bit.png"
+    images = sorted(Path(path) for path in listed.images)[:limit]
+    ids = [path.name.removesuffix(suffix) for path in images]
+    if not images:
+        raise ValueError(f"{root} should hold images leftImg8bit/{_FOLDERS[split]}/<city>/*{suffix}. Found none.")
+
+    def files(kind: str, top: str, end: str) -> list[decoding.File]:
+        named = zip(images, ids, strict=True)
+        return [
+            decoding.find(kind, root / top / _FOLDERS[split] / path.parent.name / f"{name}{end}")
+            for path, name in named
+        ]
+
+    parts = {decoding.IMAGES: decoding.images(files("images", "leftImg8bit", suffix), size, folder.read_image)}
+    labels = {
+        "s": (
+            _label("s", 19, invalid=_UNLABELLED),
+            files("labels of s", "gtFine", "_gtFine_labelIds.png"),
+            _train_ids(),
+        ),
+        "d": (
+            _label("d", 0, invalid=0, scale=1 / 256, offset=-1 / 256),
+            files("labels of d", "disparity", "_disparity.png"),
+            None,
+        ),
+    }
+    for letter in letters:
+        label, found, table = labels[letter]
+        parts[letter] = folder.label_part(label, found, size, table)
+    defined = {letter: task for letter, task in tasks(root).items() if letter in letters}
+    return Source("cityscapes", "cityscapes 1", root, split, tuple(ids), parts, {}, {t: defined[t] for t in letters})
+
+
+def _official(root: Path) -> bool:
+    return (root / "leftImg8bit").is_dir() or any(root.glob("leftImg8bit*.zip"))
+
+
+def _label(letter: str, classes: int, **fields) -> Label:
+    kind = {"kind": "classes", "classes": list(CLASSES[classes])} if letter == "s" else {"kind": "regression"}
+    name = {} if letter == "s" else {"name": "disparity"}
+    return Label(letter=letter, **{"files": f"{{split}}/{letter}/{{id}}.npy", **kind, **name, **fields})
+
+
+def _arrays(classes: int) -> Description:
+    return Description(
+        images="{split}/image/{id}.npy",
+        tasks=[
+            _label("s", classes, files="{split}/label/{id}.npy", invalid=-1),
+            _label("d", 0, files="{split}/depth/{id}.npy", invalid=0),
+        ],
+        splits=_FOLDERS,
+    )
+
+
+@lru_cache(maxsize=8)
+def _number_of_classes(root: Path) -> int:
+    """7 or 19, by the first label files to train."""
+    if not root.is_dir():
+        raise ValueError(f"Parameter root should be a folder of cityscapes files. Found no folder {root}.")
+    label = _label("s", 19, files="{split}/label/{id}.npy", invalid=-1)
+    paths = [root / "train" / "label" / f"{name}.npy" for name, _ in description.find(_arrays(19), root, "train")]
+    known = [path for path in paths[:_LOOKED_AT] if path.is_file()]
+    return 19 if any(folder.read_label(label, str(path), None).max() > 6 for path in known) else 7
+
+
+def _train_ids() -> np.ndarray:
+    """(256,) from a labelId of the official files to one of 19 classes, or 255."""
+    table = np.full(256, _UNLABELLED, dtype=np.int32)
+    for kind in datasets.Cityscapes.classes:
+        if 0 <= kind.train_id < 19 and kind.id >= 0:
+            table[kind.id] = kind.train_id
+    return table

@@ -1,0 +1,229 @@
+"""What a data set holds, as a value that a YAML file can say: images, tasks, splits (`folder` has an example).
+
+Every fault is one line with the file and the value, found before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mtrlib.tasks import TASKS, Task
+
+FILE = "dataset.yaml"
+FORMATS = {"images": (".png", ".jpg", ".jpeg", ".npy"), "labels": (".png", ".npy")}
+
+
+def _pattern(formats: str):
+    def check(value: str) -> str:
+        path = PurePosixPath(value)
+        if path.is_absolute() or ".." in path.parts or "\\" in value:
+            raise ValueError("a path should not leave the folder of the data")
+        if (
+            value.count("{id}") != 1
+            or value.count("{split}") > 1
+            or re.search(r"[{}]", re.sub(r"{id}|{split}", "", value))
+        ):
+            raise ValueError("a pattern should hold {id} once, may hold {split} once, and no other braces")
+        if path.suffix.lower() not in FORMATS[formats]:
+            raise ValueError(f"a pattern of {formats} should end in one of {', '.join(FORMATS[formats])}")
+        return value
+
+    return Annotated[str, AfterValidator(check)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=True)
+
+
+class Label(_Entry):
+    """One task.
+
+    Attributes
+    ----------
+    letter : one ASCII letter; a letter of the paper's tasks may be defined anew.
+    name : shown in figures; by default that of the paper, or the letter.
+    kind : "classes" or "regression".
+    classes : of classes, their number or the list of their names.
+    channels : of regression.
+    files : pattern of the label files, PNG (8 or 16 bits; grey for classes or one channel, RGB for two, the first, or
+        three) or NPY, (H, W) or (H, W, C).
+    scale, offset : the target of regression is scale * raw + offset.
+    invalid : raw value of a pixel without a label, in all channels; ".nan" for not a number.
+    loss, error : names as in `tasks.LOSSES` and `tasks.ERRORS`; by default the paper's.
+    """
+
+    letter: str
+    name: str = ""
+    kind: Literal["classes", "regression"]
+    classes: Annotated[int, Field(ge=2, le=255)] | Annotated[list[str], Field(min_length=2, max_length=255)] | None = (
+        None
+    )
+    channels: int = Field(1, ge=1, le=64)
+    files: _pattern("labels")
+    scale: float = Field(1.0, allow_inf_nan=False)
+    offset: float = Field(0.0, allow_inf_nan=False)
+    invalid: float | None = None
+    loss: str = ""
+    error: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Label:
+        if (self.kind == "classes") != (self.classes is not None):
+            raise ValueError(f"task {self.letter}: classes should be given where the kind is classes, and only there")
+        if self.kind == "classes" and self.model_fields_set & {"channels", "scale", "offset"}:
+            raise ValueError(f"task {self.letter}: classes have no channels, scale or offset")
+        self.task  # noqa: B018  (its own check)
+        return self
+
+    @property
+    def task(self) -> Task:
+        """The definition of the task."""
+        names = self.classes if isinstance(self.classes, list) else [f"class {i}" for i in range(self.classes or 0)]
+        name = self.name or (TASKS[self.letter].name if self.letter in TASKS else self.letter)
+        channels = self.channels if self.kind == "regression" else len(names)
+        return Task(self.letter, name, "", channels, self.kind, self.loss, self.error, tuple(names))
+
+
+class Splits(_Entry):
+    """Which images are in which split: `ratio`, or both `train` and `test`.
+
+    Attributes
+    ----------
+    train, test : where the patterns hold {split}, what it stands for; else a pattern of ids with * and ?, the path of a
+        text file with an id a line (ending in .txt), or a list of ids.
+    ratio : share of the images to train, by a hash of their ids, so that it holds when images are added.
+    """
+
+    train: str | list[str] | None = None
+    test: str | list[str] | None = None
+    ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Splits:
+        given = (self.train is not None, self.test is not None, self.ratio is not None)
+        if given not in ((True, True, False), (False, False, True)):
+            raise ValueError("splits should have train and test, or ratio alone")
+        return self
+
+
+class Description(_Entry):
+    """A data set: the pattern of its images, its tasks and its splits."""
+
+    images: _pattern("images")
+    tasks: Annotated[list[Label], Field(min_length=1)]
+    splits: Splits
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Description:
+        letters = [label.letter for label in self.tasks]
+        twice = sorted({letter for letter in letters if letters.count(letter) > 1})
+        if twice:
+            raise ValueError(f"tasks should have different letters, found {twice[0]!r} twice")
+        patterns = [self.images, *(label.files for label in self.tasks)]
+        by_folder = ["{split}" in pattern for pattern in patterns]
+        if any(by_folder) and not by_folder[0]:
+            raise ValueError("patterns of labels may hold {split} where that of the images does")
+        if by_folder[0] and not (isinstance(self.splits.train, str) and isinstance(self.splits.test, str)):
+            raise ValueError("splits should name what {split} stands for, a text each for train and test")
+        for value in (self.splits.train, self.splits.test):
+            if isinstance(value, str) and (value.startswith("/") or ".." in PurePosixPath(value).parts):
+                raise ValueError(f"a path should not leave the folder of the data, found {value!r}")
+        return self
+
+    @property
+    def definitions(self) -> dict[str, Task]:
+        """Definitions of the tasks, by letter."""
+        return {label.letter: label.task for label in self.tasks}
+
+
+def read(root: Path) -> Description:
+    """The description of a folder; ValueError of one line for one that is missing or wrong."""
+    path = root / FILE
+    try:
+        values = yaml.safe_load(_text(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} should hold images, tasks and splits. Found {values!r}.")
+    try:
+        return Description(**{str(name): value for name, value in values.items()})
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_sentence(error.errors()[0])}") from None
+
+
+def digest(root: Path, splits: Splits) -> str:
+    """16 hexadecimal digits that name the content of a folder's description and of the lists of ids that it names."""
+    lists = [value for value in (splits.train, splits.test) if isinstance(value, str) and value.endswith(".txt")]
+    content = "\0".join(_text(root / name) for name in (FILE, *lists))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def find(description: Description, root: Path, split: str) -> list[tuple[str, str]]:
+    """The images of a split: their ids, in natural order (2 before 10), and what {split} stands for.
+
+    ValueError for a pattern that matches nothing.
+    """
+    chosen = getattr(description.splits, split)
+    folder = chosen if "{split}" in description.images else ""
+    found = _matching(root, description.images.replace("{split}", folder))
+    if not found:
+        raise ValueError(f"{root} should hold images {description.images}. Found none for {split}.")
+    if folder:
+        return [(name, folder) for name in found]
+    if description.splits.ratio is not None:
+        share = {name: int(hashlib.sha256(name.encode()).hexdigest()[:12], 16) / 16**12 for name in found}
+        ids = [name for name in found if (share[name] < description.splits.ratio) == (split == "train")]
+    elif isinstance(chosen, str) and not chosen.endswith(".txt"):
+        ids = [name for name in found if fnmatchcase(name, chosen)]
+    else:
+        ids = chosen if isinstance(chosen, list) else _text(inside(root, chosen)).split("\n")
+        ids = [name.strip() for name in ids if name.strip()]
+    if not ids:
+        wanted = f"ratio {description.splits.ratio}" if chosen is None else repr(chosen)
+        raise ValueError(f"{root}: splits.{split} should match images. Found {wanted} and ids such as {found[0]!r}.")
+    return [(name, "") for name in ids]
+
+
+def inside(root: Path, name: str) -> Path:
+    """`root / name`; ValueError for a path that leaves the root, by itself or through a link."""
+    path = root / name
+    if not os.path.realpath(path).startswith(os.path.realpath(root).rstrip(os.sep) + os.sep):
+        raise ValueError(f"{path} should not leave the folder of the data. Found {os.path.realpath(path)}.")
+    return path
+
+
+def _matching(root: Path, pattern: str) -> list[str]:
+    """The ids of the files that match, in natural order; an id may hold slashes."""
+    before, after = pattern.split("{id}")
+    start = root / before.rpartition("/")[0]
+    inside(root, f"{before.rpartition('/')[0]}/.")
+    ids = []
+    for folder, _, files in os.walk(start):
+        for name in files:
+            path = Path(folder, name).relative_to(root).as_posix()
+            if path.startswith(before) and path.endswith(after) and len(path) > len(before) + len(after):
+                ids.append(path[len(before) : len(path) - len(after)])
+    return sorted(ids, key=lambda name: [int(part) if part.isdigit() else part for part in re.split("([0-9]+)", name)])
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{path} cannot be read: {reason}.") from None
+
+
+def _sentence(fault: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("constrained", "function")))
+    message = fault["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(fault["input"], dict) or fault["type"] == "missing" else f" Found {fault['input']!r}."
+    return f"{where}: {message}.{found}" if where else f"{message}."

@@ -1,0 +1,105 @@
+"""A small data set on disk, as a folder of your own might be: what the notebook `new_dataset` and tests read.
+
+Rooms, 48 x 64 pixels, with four classes instead of those of `rooms`, depth in millimetres, normals as colours, and a
+task that the paper does not have: inverse depth, which is left out beyond five metres.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mtrlib.data import description, load
+
+CLASSES = {"floor": "floor", "wall": "wall", "ceiling": "ceiling"}  # of rooms -> here; everything else is a thing
+MARK = "# Written by mtrlib.data.write_example"
+TEXT = """\
+{mark}: {train} rooms to train, {test} to test, seed {seed}.
+images: images/{{id}}.png            # 8-bit RGB, 48 x 64 pixels
+tasks:
+  - letter: s                       # a letter of the paper, with other classes
+    kind: classes
+    classes: [floor, wall, ceiling, thing]
+    files: segments/{{id}}.png       # 8-bit grey
+    invalid: 255                    # pixels without a label
+  - letter: d
+    name: depth in metres
+    kind: regression
+    files: depth/{{id}}.png          # 16-bit grey, millimetres
+    scale: 0.001                    # target = scale * raw + offset
+    invalid: 0
+    error: absolute error
+  - letter: n
+    kind: regression
+    channels: 3
+    files: normals/{{id}}.png        # 8-bit RGB
+    scale: 0.00784313725490196      # 2 / 255
+    offset: -1.0
+    error: angle                    # degrees
+  - letter: i                       # a new letter
+    name: inverse depth
+    kind: regression
+    files: inverse/{{id}}.npy        # (48, 64), float32, 1 / metres
+    invalid: 0
+    loss: squared
+    error: absolute error
+splits:
+  train: "train_*"                  # patterns of ids; or lists, files of ids, or {{ratio: 0.8}}
+  test: "test_*"
+"""
+
+
+def write_example(folder: str | Path, train: int = 256, test: int = 64, seed: int = 0) -> Path:
+    """Write the data set into a folder, unless it is there already.
+
+    Parameters
+    ----------
+    folder : where to; made where it does not exist.
+    train, test : number of images of each split.
+    seed : of the rooms.
+
+    Raises
+    ------
+    ValueError : for a folder that holds anything else.
+    """
+    folder = Path(folder)
+    path = folder / description.FILE
+    text = TEXT.format(mark=MARK, train=train, test=test, seed=seed)
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if before == text:
+        return folder
+    if not before.startswith(MARK) and folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"Parameter folder should be empty or hold an example. Found other files in {folder}.")
+    path.unlink(missing_ok=True)  # written last: with it the data set is complete
+    for name in ("images", "segments", "depth", "normals", "inverse"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for old in (folder / name).glob("t*_*.*"):
+            old.unlink()
+    for split, number in (("train", train), ("test", test)):
+        rooms = load("rooms", tasks="sdn", split=split, size=64, limit=number, seed=seed)
+        numbers = np.array([list(CLASSES).index(name) if name in CLASSES else 3 for name in rooms.class_names])
+        for row in range(number):
+            _write(folder, f"{split}_{row:04d}", rooms, row, numbers.astype(np.uint8))
+    path.write_text(text, encoding="utf-8")
+    return folder
+
+
+def _write(folder: Path, name: str, rooms, row: int, numbers: np.ndarray) -> None:
+    """One image: rows 8 to 55 of a room of 64 pixels."""
+    rows = slice(8, 56)
+    segments = numbers[rooms.targets["s"][row, rows].numpy()]
+    segments[0] = 255  # as where annotators leave a border out
+    metres = (2 ** (16 * rooms.targets["d"][row, 0, rows].numpy().astype(float)) - 1) / 512
+    normals = np.rint((rooms.targets["n"][row, :, rows].numpy() + 1) * 127.5).astype(np.uint8)
+    inverse = np.where(metres < 5, 1 / np.maximum(metres, 0.1), 0).astype(np.float32)
+    pictures = {
+        "images": rooms.images[row, :, rows].numpy().transpose(1, 2, 0),
+        "segments": segments,
+        "depth": np.rint(1000 * metres).astype(np.uint16),
+        "normals": normals.transpose(1, 2, 0),
+    }
+    for kind, values in pictures.items():
+        Image.fromarray(np.ascontiguousarray(values)).save(folder / kind / f"{name}.png")
+    np.save(folder / "inverse" / f"{name}.npy", inverse)

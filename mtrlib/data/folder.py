@@ -1,0 +1,195 @@
+"""Any folder of images and labels that a file `dataset.yaml` in it describes:
+
+    images: images/{id}.png             # PNG, JPEG, or NPY: (H, W, 3), uint8 or float in [0, 1]
+    tasks:
+      - letter: s
+        kind: classes
+        classes: [floor, wall, ball]    # or their number
+        files: plan/{id}.png
+        invalid: 255                    # pixels without a label
+      - letter: h                       # a new task
+        name: height
+        kind: regression
+        files: height/{id}.npy
+        scale: 0.5                      # target = scale * raw + offset
+        error: absolute error
+    splits: {train: "a_*", test: "b_*"} # patterns of ids, lists, list files, or {ratio: 0.8}
+
+`description` says what each field means. Sizes are as in `decoding`; labels may be PNG or NPY but not JPEG, which
+would blur them. `nyuv2` and `cityscapes` are descriptions too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mtrlib.data import decoding, description
+from mtrlib.data.decoding import Arrays, File, Part, Source
+from mtrlib.data.description import Description, Label
+from mtrlib.tasks import Task
+
+_VERSION = "folder 1"
+_GREY = ("8-bit grey PNG", "16-bit grey PNG")
+_PALETTES = tuple(f"{bits}-bit {colour} PNG" for bits in (1, 2, 4, 8) for colour in ("grey", "palette"))
+
+
+def tasks(root: Path | None) -> dict[str, Task]:
+    """Definitions, from the description."""
+    return _described(_root(root)).definitions
+
+
+def digest(root: Path) -> str:
+    """What names the content of the description."""
+    return description.digest(root, _described(_root(root)).splits)
+
+
+def source(root: Path, *, letters: str, split: str, size: int | None, limit: int | None = None) -> Source:
+    """What `decoding` reads."""
+    return described("folder", _described(_root(root)), root, letters, split, size, limit)
+
+
+def described(
+    name: str, what: Description, root: Path, letters: str, split: str, size: int | None, limit: int | None = None
+) -> Source:
+    """What `decoding` reads of a folder in which lies what a description says; `name` is that of the data set.
+
+    ValueError for a pattern that matches nothing and a path that leaves the root.
+    """
+    if not root.is_dir():
+        raise ValueError(f"Parameter root should be a folder of {name} files. Found no folder {root}.")
+    images = description.find(what, root, split)[:limit]
+
+    def files(kind: str, pattern: str) -> list[File]:
+        names = [pattern.replace("{split}", folder).replace("{id}", image) for image, folder in images]
+        found = [decoding.find(kind, description.inside(root, file)) for file in names]
+        if all(file.bytes < 0 for file in found):
+            raise ValueError(
+                f"{root} should hold {kind} {pattern}. Found no {found[0].path} nor any other for {split}."
+            )
+        return found
+
+    parts = {decoding.IMAGES: decoding.images(files("images", what.images), size, read_image)}
+    labels = {label.letter: label for label in what.tasks}
+    for letter in letters:
+        parts[letter] = label_part(labels[letter], files(f"labels of {letter}", labels[letter].files), size)
+    return Source(
+        name=name,
+        version=_VERSION,
+        where=root,
+        split=split,
+        ids=tuple(f"{folder}/{image}" if folder else image for image, folder in images),
+        parts=parts,
+        masks={},
+        tasks={letter: labels[letter].task for letter in letters},
+    )
+
+
+def label_part(label: Label, files: list[File], size: int | None, table: np.ndarray | None = None) -> Part:
+    """The part of one task. `table`, where given, says what each raw value stands for: raw -> table[raw]."""
+    edge = size or 0
+    shape, dtype = ((edge, edge), np.uint8) if label.kind == "classes" else ((label.channels, edge, edge), np.float32)
+    layout = {"values": (shape, dtype)}
+    if label.invalid is not None:
+        layout["mask"] = ((edge, edge), np.bool_)
+
+    def decode(group: Sequence[File], image_size: tuple[int, int] | None) -> Arrays:
+        raw = read_label(label, group[0].path, image_size)
+        if table is not None:
+            if raw.min() < 0 or raw.max() >= len(table):
+                raise ValueError(f"{group[0].path} should hold values 0 to {len(table) - 1}. Found {raw.max()}.")
+            raw = table[raw]
+        return _target(label, group[0].path, raw, size)
+
+    settings = f"{label.model_dump(exclude={'files', 'name'})} {None if table is None else table.tolist()}"
+    return Part([(file,) for file in files], layout, decode, settings)
+
+
+def read_image(path: str) -> Image.Image:
+    """An image of any of the formats, as RGB; ValueError naming the file for a bad one."""
+    if not path.lower().endswith(".npy"):
+        return decoding.read_image(path, decoding.COLOURS).convert("RGB")
+    values = _array(path)
+    if values.ndim != 3 or values.shape[2] != 3:
+        raise ValueError(f"{path} should be an array (H, W, 3). Found {values.shape}.")
+    if values.dtype != np.uint8:
+        if not (values.dtype.kind == "f" and np.isfinite(values).all() and 0 <= values.min() <= values.max() <= 1):
+            found = f"{values.dtype}, {values.min()} to {values.max()}"
+            raise ValueError(f"{path} should hold uint8, or floats in [0, 1]. Found {found}.")
+        values = np.rint(values * 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(values))
+
+
+def read_label(label: Label, path: str, image_size: tuple[int, int] | None) -> np.ndarray:
+    """Raw values, (H, W, C); ValueError naming the file for a bad one or another size than that of its image."""
+    channels = 1 if label.kind == "classes" else label.channels
+    if path.lower().endswith(".npy"):
+        raw = _array(path)
+        raw = raw[..., None] if raw.ndim == 2 else raw
+        if raw.ndim != 3 or raw.shape[2] != channels:
+            raise ValueError(f"{path} should be an array (H, W, {channels}). Found {raw.shape}.")
+        if image_size is not None and raw.shape[:2] != image_size[::-1]:
+            size = f"{image_size[0]} x {image_size[1]}"
+            raise ValueError(f"{path} should be {size} like its image. Found {raw.shape[1]} x {raw.shape[0]}.")
+        return raw
+    if channels > 3:
+        raise ValueError(f"{path} should be an array in a .npy file: a PNG has no {channels} channels.")
+    one = (*_GREY, *_PALETTES) if label.kind == "classes" else _GREY
+    image = np.asarray(decoding.read_image(path, one if channels == 1 else ("8-bit RGB PNG",), image_size))
+    return (image[..., None] if image.ndim == 2 else image[..., :channels]).astype(np.int32)
+
+
+def _target(label: Label, path: str, raw: np.ndarray, size: int | None) -> Arrays:
+    """(H, W, C) raw values -> target and mask at `size`, after a look at every pixel."""
+    if label.invalid is None:
+        absent = np.zeros(raw.shape, dtype=bool)
+    else:
+        absent = np.isnan(raw) if np.isnan(label.invalid) else raw == label.invalid
+    valid = ~absent.all(axis=-1, keepdims=True)
+    wrong = ~np.isfinite(raw) & valid
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0][:2]
+        raise ValueError(f"{path} should hold numbers. Found {raw[wrong][0]} in row {row}, column {column}.")
+    raw, known = np.where(valid, raw, 0), np.broadcast_to(valid, raw.shape)
+    mask = {} if label.invalid is None else {"mask": decoding.nearest(valid[..., 0], size)}
+    if label.kind == "regression":
+        target = decoding.nearest(raw, size) * label.scale + label.offset
+        return {"values": target.transpose(2, 0, 1).astype(np.float32), **mask}
+    wrong = known & ((raw < 0) | (raw >= label.task.channels) | (raw != np.floor(raw)))
+    if wrong.any():
+        last = label.task.channels - 1
+        raise ValueError(f"{path} should hold classes 0 to {last}. Found {raw[wrong].max():g}.")
+    return {"values": decoding.nearest(raw[..., 0], size).astype(np.uint8), **mask}
+
+
+def _array(path: str) -> np.ndarray:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is truncated or damaged: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or not values.size:
+        raise ValueError(f"{path} should be an array of numbers. Found {getattr(values, 'dtype', type(values))}.")
+    return values
+
+
+def _root(root: Path | None) -> Path:
+    if root is None:
+        raise ValueError("Parameter root should be the folder of the data. Found root = None.")
+    return root
+
+
+def _described(root: Path) -> Description:
+    try:
+        status = (root / description.FILE).stat()
+    except OSError:
+        return description.read(root)  # says what is wrong
+    return _read(root, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=8)
+def _read(root: Path, modified: int, size: int) -> Description:
+    return description.read(root)

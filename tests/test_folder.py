@@ -1,0 +1,347 @@
+"""A folder that a dataset.yaml describes: what is read, and every fault as one line with the file and the value."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from mtrlib import data
+from mtrlib.data import decoding
+from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
+from mtrlib.store import Store
+
+SIZE = (20, 32)  # height, width: the square at the centre is columns 6 to 25
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(decoding, "bar", lambda **_: tqdm(disable=True))
+    monkeypatch.setenv("MTRLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def described(**changes) -> dict:
+    """Classes as 8-bit PNG, a depth as 16-bit PNG, a new task as NPY."""
+    return {
+        "images": "images/{id}.png",
+        "tasks": [
+            {
+                **{"letter": "s", "kind": "classes", "classes": ["floor", "wall", "ball"]},
+                **{"files": "plan/{id}.png", "invalid": 255},
+            },
+            {
+                **{"letter": "d", "kind": "regression", "files": "depth/{id}.png", "scale": 0.001, "offset": -1},
+                **{"invalid": 0, "loss": "squared", "error": "absolute error"},
+            },
+            {
+                **{"letter": "v", "name": "flow", "kind": "regression", "channels": 2, "files": "flow/{id}.npy"},
+                **{"error": "angle"},
+            },
+        ],
+        "splits": {"train": "a_*", "test": "b_*"},
+        **changes,
+    }
+
+
+def write(root: Path, description: dict | str) -> None:
+    root.mkdir(exist_ok=True)
+    (root / "dataset.yaml").write_text(description if isinstance(description, str) else yaml.safe_dump(description))
+
+
+def arrays(name: str) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(sum(name.encode()))
+    return {
+        f"images/{name}.png": generator.integers(0, 256, (*SIZE, 3), dtype=np.uint8),
+        f"plan/{name}.png": generator.choice([0, 1, 2, 255], SIZE).astype(np.uint8),
+        f"depth/{name}.png": generator.integers(0, 5, SIZE, dtype=np.uint16) * 1000,
+        f"flow/{name}.npy": generator.normal(size=(*SIZE, 2)).astype(np.float32),
+    }
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, values) if path.suffix == ".npy" else Image.fromarray(values).save(path)
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    folder = tmp_path / "mine"
+    write(folder, described())
+    for name in ("a_2", "a_10", "b_1"):
+        for path, values in arrays(name).items():
+            save(folder / path, values)
+    return folder
+
+
+def load(root: Path, tasks: str = "sdv", split: str = "train", size: int = 20, **options) -> data.Dataset:
+    return data.load("folder", tasks=tasks, split=split, size=size, root=root, **options)
+
+
+def test_targets_and_masks_by_hand(root):
+    dataset = load(root)
+    assert dataset.ids == ("a_2", "a_10"), "2 comes before 10"
+    assert load(root, split="test").ids == ("b_1",)
+    square = slice(6, 26)
+    raw = {path.split("/")[0]: values[:, square] for path, values in arrays("a_10").items()}
+    assert np.array_equal(dataset.images[1].permute(1, 2, 0), raw["images"])
+    valid = raw["plan"] != 255
+    assert np.array_equal(dataset.masks["s"][1], valid)
+    assert np.array_equal(dataset.targets["s"][1].numpy()[valid], raw["plan"][valid])
+    assert np.array_equal(dataset.masks["d"][1], raw["depth"] > 0)
+    expected = raw["depth"] * 0.001 - 1
+    np.testing.assert_allclose(
+        dataset.targets["d"][1, 0].numpy()[raw["depth"] > 0], expected[raw["depth"] > 0], rtol=1e-6
+    )
+    assert np.array_equal(dataset.targets["v"][1].permute(1, 2, 0), raw["flow"])
+    assert dataset.masks["v"] is None
+    half = load(root, size=10)  # at half the size the lower right pixel of four is taken, of all labels the same
+    assert np.array_equal(half.targets["v"][1].permute(1, 2, 0), raw["flow"][1::2, 1::2])
+    assert np.array_equal(half.masks["s"][1], valid[1::2, 1::2])
+
+
+def test_definitions_come_from_the_description(root):
+    tasks = data.tasks("folder", root)
+    assert "".join(tasks) == data.letters("folder", root) == "sdv"
+    assert (tasks["s"].channels, tasks["s"].class_names) == (3, ("floor", "wall", "ball"))
+    assert (tasks["d"].name, tasks["d"].loss_name, tasks["d"].error_name) == ("z-depth", "squared", "absolute error")
+    assert (tasks["v"].name, tasks["v"].channels, tasks["v"].unit) == ("flow", 2, "degrees")
+    assert load(root, "vs").tasks == {"v": tasks["v"], "s": tasks["s"]}
+    assert data.classes("folder", root) == ("floor", "wall", "ball")
+    with pytest.raises(ValueError, match="letters out of 'sdv' for folder, at least one. Found tasks = 'sn'"):
+        load(root, "sn")
+
+
+def test_splits(root):
+    for splits, expected in (
+        ({"train": ["b_1", "a_2"], "test": "a_10"}, ("b_1", "a_2")),
+        ({"train": "lists/train.txt", "test": ["b_1"]}, ("a_10",)),
+    ):
+        (root / "lists").mkdir(exist_ok=True)
+        (root / "lists" / "train.txt").write_text("a_10\n\n")
+        write(root, described(splits=splits))
+        assert load(root).ids == expected
+    write(root, described(splits={"ratio": 0.5}, tasks=[described()["tasks"][2]]))
+    for number in range(40):
+        for path, values in arrays(f"c_{number}").items():
+            if path.startswith(("images", "flow")):
+                save(root / path, values)
+    train, test = (load(root, "v", split).ids for split in ("train", "test"))
+    assert len(train) + len(test) == 43
+    assert not set(train) & set(test)
+    assert 8 <= len(train) <= 35
+    (root / "images" / "a_2.png").unlink()
+    assert set(load(root, "v").ids) == set(train) - {"a_2"}, "an image stays in its split whatever else there is"
+
+
+def test_splits_by_folder_and_jpeg_images(tmp_path):
+    label = {"letter": "s", "kind": "classes", "classes": 2, "files": "{split}/y/{id}.png"}
+    write(tmp_path, {"images": "{split}/x/{id}.jpg", "tasks": [label], "splits": {"train": "one", "test": "two"}})
+    for split in ("one", "two"):
+        for name in ("0", "deep/1"):
+            save(tmp_path / split / "x" / f"{name}.jpg", np.full((8, 8, 3), 99, np.uint8))
+            save(tmp_path / split / "y" / f"{name}.png", np.ones((8, 8), np.uint8))
+    dataset = load(tmp_path, "s", "test", 8)
+    assert dataset.ids == ("two/0", "two/deep/1")
+    assert (dataset.images == 99).all()
+    assert (dataset.targets["s"] == 1).all()
+    assert dataset.class_names == ("class 0", "class 1")
+
+
+def test_other_formats(tmp_path):
+    labels = [
+        {"letter": "r", "kind": "regression", "channels": 3, "files": "r/{id}.png", "invalid": 0},
+        {"letter": "p", "kind": "regression", "channels": 2, "files": "p/{id}.png"},
+        {"letter": "c", "kind": "classes", "classes": 3, "files": "c/{id}.npy", "invalid": float("nan")},
+    ]
+    write(tmp_path, {"images": "x/{id}.npy", "tasks": labels, "splits": {"train": "*", "test": "*"}})
+    colours = np.random.default_rng(0).integers(1, 256, (8, 8, 3), dtype=np.uint8)
+    colours[0, :2] = [[0, 0, 0], [0, 0, 1]]
+    classes = np.ones((8, 8))
+    classes[0, :2] = [np.nan, 2]
+    for folder, values in {"x": colours / 255, "r": colours, "p": colours, "c": classes}.items():
+        save(tmp_path / folder / f"0.{'png' if folder in 'rp' else 'npy'}", values)
+    dataset = load(tmp_path, "rpc", size=8)
+    assert np.array_equal(dataset.images[0].permute(1, 2, 0), colours)
+    assert np.array_equal(dataset.targets["r"][0].permute(1, 2, 0), colours)
+    assert np.array_equal(dataset.targets["p"][0].permute(1, 2, 0), colours[..., :2])
+    assert dataset.masks["r"][0, 0, :3].tolist() == [False, True, True], "invalid in all channels"
+    assert dataset.masks["c"][0, 0, :3].tolist() == [False, True, True]
+    assert dataset.targets["c"][0, 0, 1] == 2
+
+
+def changed(number: int, **fields) -> dict:
+    tasks = described()["tasks"]
+    tasks[number] |= fields
+    return {"tasks": [{key: value for key, value in task.items() if value is not None} for task in tasks]}
+
+
+DESCRIPTIONS = {
+    "two tasks with one letter": (changed(1, letter="s"), "different letters, found 's' twice"),
+    "two letters": (changed(0, letter="st"), "letter should be one ASCII letter. Found letter = 'st'"),
+    "up": (changed(0, files="../plan/{id}.png"), "should not leave the folder of the data. Found '../plan/{id}.png'"),
+    "absolute": ({"images": "/images/{id}.png"}, "should not leave the folder of the data. Found '/images/{id}.png'"),
+    "up in a list": ({"splits": {"train": "../x.txt", "test": "b*"}}, "not leave the folder of the data, found '../x"),
+    "no id": (changed(0, files="plan/all.png"), "should hold {id} once"),
+    "a JPEG label": (changed(0, files="plan/{id}.jpg"), "should end in one of .png, .npy. Found 'plan/{id}.jpg'"),
+    "no classes": (changed(0, classes=None), "classes should be given where the kind is classes"),
+    "too many classes": (changed(0, classes=300), "less than or equal to 255. Found 300"),
+    "a loss of another kind": (changed(0, loss="l1"), "loss_name should be one of cross_entropy for classes"),
+    "an unknown error": (changed(1, error="rmse"), "squared error, absolute error, angle for regression. Found"),
+    "an unknown field": (changed(1, mask=0), "mask: Extra inputs are not permitted. Found 0"),
+    "a text as scale": (changed(1, scale="1e-3"), "scale: Input should be a valid number. Found '1e-3'"),
+    "no splits": ({"splits": {"train": "a*"}}, "splits should have train and test, or ratio alone"),
+    "ratio 1": ({"splits": {"ratio": 1.0}}, "less than 1. Found 1.0"),
+    "nothing in a split": ({"splits": {"train": "z*", "test": "b*"}}, "splits.train should match images. Found 'z*'"),
+    "no images": ({"images": "pictures/{id}.png"}, "should hold images pictures/{id}.png. Found none"),
+    "no labels": (changed(1, files="z/{id}.png"), "should hold labels of d z/{id}.png. Found no "),
+    "no list": ({"splits": {"train": "no.txt", "test": "b*"}}, "no.txt cannot be read: No such file or directory"),
+    "no mapping": ("- a\n- b", "should hold images, tasks and splits. Found ['a', 'b']"),
+    "no YAML": ("images: {id", "is no YAML"),
+}
+
+
+@pytest.mark.parametrize("fault", DESCRIPTIONS)
+def test_a_wrong_description_is_one_line_with_its_file(root, fault):
+    change, message = DESCRIPTIONS[fault]
+    write(root, change if isinstance(change, str) else described(**change))
+    with pytest.raises(ValueError) as error:
+        load(root)
+    assert message in str(error.value)
+    assert str(root) in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+FILES = {
+    "a class too many": ("plan/a_10.png", np.full(SIZE, 3, np.uint8), "should hold classes 0 to 2. Found 3"),
+    "NaN": ("flow/a_10.npy", np.full((*SIZE, 2), np.nan), "should hold numbers. Found nan in row 0, column 0"),
+    "channels": ("flow/a_10.npy", np.zeros((*SIZE, 3)), "should be an array (H, W, 2). Found (20, 32, 3)"),
+    "objects": ("flow/a_10.npy", np.array([{}]), "is truncated or damaged: Object arrays cannot be loaded"),
+    "texts": ("flow/a_10.npy", np.array(["x"]), "should be an array of numbers. Found <U1"),
+    "another size": ("depth/a_10.png", np.ones((20, 31), np.uint16), "should be 32 x 20 like its image. Found 31 x 20"),
+    "another size, NPY": ("flow/a_10.npy", np.ones((19, 32, 2)), "should be 32 x 20 like its image. Found 32 x 19"),
+    "colours": ("depth/a_10.png", np.ones((*SIZE, 3), np.uint8), "8-bit grey PNG or 16-bit grey PNG. Found 8-bit RGB"),
+    "a grey image": ("images/a_10.png", np.ones(SIZE, np.uint8), "Found 8-bit grey PNG"),
+    "missing": ("plan/a_10.png", None, "is missing: a_10 has no labels of s"),
+}
+
+
+@pytest.mark.parametrize("fault", FILES)
+def test_a_bad_file_is_one_line_or_left_out(root, fault):
+    name, values, message = FILES[fault]
+    (root / name).unlink()
+    if values is not None:
+        save(root / name, values)
+    with pytest.raises(ValueError) as error:
+        load(root)
+    assert str(error.value).startswith(f"{root / name} ")
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    with pytest.warns(UserWarning, match="1 of 2 frames left out"):
+        assert load(root, on_bad="skip").ids == ("a_2",)
+
+
+def test_links_out_of_the_root_are_refused(root, tmp_path):
+    outside = tmp_path / "outside.png"
+    shutil.move(root / "plan" / "a_10.png", outside)
+    (root / "plan" / "a_10.png").symlink_to(outside)
+    with pytest.raises(ValueError, match=f"should not leave the folder of the data. Found {outside}"):
+        load(root)
+    (root / "plan" / "a_10.png").unlink()
+    shutil.move(outside, root / "elsewhere.png")
+    (root / "plan" / "a_10.png").symlink_to(root / "elsewhere.png")  # a link inside is fine
+    assert len(load(root)) == 2
+    shutil.move(root / "images", tmp_path / "images")
+    (root / "images").symlink_to(tmp_path / "images")
+    with pytest.raises(ValueError, match="should not leave the folder of the data"):
+        load(root)
+    (root / "images").unlink()
+    shutil.move(tmp_path / "images", root / "images")
+    write(root, described(splits={"train": ["../../other/a"], "test": ["b_1"]}))
+    with pytest.raises(ValueError, match="should not leave the folder of the data"):
+        load(root)
+
+
+def test_another_description_is_another_specification(root):
+    """Results of a description that has changed are never taken again."""
+    spec = DataSpec(name="folder", root=str(root))
+    assert spec == DataSpec(name="folder", root=str(root))
+    assert DataSpec.model_validate_json(spec.model_dump_json()) == spec
+    keys = {spec.digest}
+    for change in (changed(1, scale=0.002), {"splits": {"train": "list.txt", "test": "b*"}}):
+        (root / "list.txt").write_text("a_2")
+        write(root, described(**change))
+        keys.add(DataSpec(name="folder", root=str(root)).digest)
+    (root / "list.txt").write_text("a_10")
+    keys.add(DataSpec(name="folder", root=str(root)).digest)
+    assert len(keys) == 4
+    assert None not in keys
+    assert DataSpec().digest is None
+    with pytest.raises(ValueError, match="has changed since the parameters were read"):
+        Store(root.parent / "store").data(ModelSpec(data=spec, tasks="s"), "train")
+
+
+def test_a_changed_scale_is_decoded_anew(root):
+    before = load(root, "d")
+    write(root, described(**changed(1, scale=0.002)))
+    valid = before.masks["d"][:, None]
+    torch.testing.assert_close(load(root, "d").targets["d"][valid] + 1, 2 * (before.targets["d"][valid] + 1))
+
+
+def test_specifications_know_the_letters_of_a_folder(root):
+    spec = DataSpec(name="folder", root=str(root), size=16)
+    assert ModelSpec(data=spec, tasks="vs").tasks == "vs"
+    with pytest.raises(ValidationError, match="letters out of 'sdv' for folder"):
+        ModelSpec(data=spec, tasks="sn")
+    with pytest.raises(ValidationError, match="dataset.yaml cannot be read"):
+        DataSpec(name="folder", root=str(root.parent))
+
+
+def test_from_files_to_errors_with_a_new_task(root, tmp_path):
+    spec = ModelSpec(data=DataSpec(name="folder", root=str(root), size=16), tasks="vsd", epochs=1, batch_size=2)
+    store = Store(tmp_path / "store", device="cpu")
+    errors = store.errors(spec, AttackSpec(tasks="vs", steps=2, images=4))
+    assert errors.image_id.unique().tolist() == ["b_1"]
+    assert store.model(spec).definitions == data.tasks("folder", root)
+    assert np.isfinite(errors[["clean_error", "adversarial_error", "clean_loss"]]).all(axis=None)
+    assert 1 < errors.set_index("task").loc["v"].clean_error < 180, "degrees"
+    assert os.listdir(tmp_path / "store" / "models") == [spec.key]
+
+
+def test_the_example_is_a_folder_like_any_other(tmp_path):
+    folder = data.write_example(tmp_path / "example", 6, 3)
+    table = data.check("folder", folder)
+    assert not table.stops.any()
+    assert table[table.task == "images"].files.tolist() == [6, 3]
+    train = table[table.split == "train"].set_index("task")
+    assert train.loc["s"].valid == pytest.approx(47 / 48)
+    assert 0 < train.loc["i"].low < train.loc["i"].high <= 10
+    assert min(train.loc["s"].classes.values()) > 0
+    dataset = data.load("folder", tasks="sdni", split="train", size=48, root=folder)
+    rooms = data.load("rooms", tasks="dn", split="train", size=64, limit=6)
+    metres = (2 ** (16 * rooms.targets["d"][:, :, 8:56, 8:56]) - 1) / 512
+    torch.testing.assert_close(dataset.targets["d"], metres, atol=0.0006, rtol=0)
+    torch.testing.assert_close(dataset.targets["n"], rooms.targets["n"][..., 8:56, 8:56], atol=0.005, rtol=0)
+    near = dataset.masks["i"][:, None]
+    assert torch.equal(near, metres < 5)
+    torch.testing.assert_close(dataset.targets["i"][near], 1 / metres[near], atol=1e-4, rtol=1e-4)
+
+
+def test_the_example_is_written_once_and_never_over_something_else(tmp_path):
+    folder = data.write_example(tmp_path / "example", 2, 1)
+    before = (folder / "images" / "train_0001.png").stat().st_mtime_ns
+    data.write_example(folder, 2, 1)
+    assert (folder / "images" / "train_0001.png").stat().st_mtime_ns == before
+    data.write_example(folder, 1, 1)
+    assert data.load("folder", tasks="s", split="train", size=16, root=folder).ids == ("train_0000",)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("my own")
+    with pytest.raises(ValueError, match="should be empty or hold an example. Found other files in"):
+        data.write_example(tmp_path / "mine")
