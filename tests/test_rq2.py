@@ -43,7 +43,7 @@ def test_chains_keep_the_letters_of_the_tasks(p):
     assert changed(p, chains=["nds", "sdn"]).orders == ["nds", "sdn"]
     assert changed(p, chains=["nEds", "EDs"]).orders == ["nds"]
     assert changed(p, tasks="sE", chains=["nds"]).orders == ["sE"]
-    with pytest.raises(ValueError, match="different letters"):
+    with pytest.raises(ValueError, match="different ASCII letters"):
         changed(p, chains=["ss"])
 
 
