@@ -6,6 +6,7 @@ import torch
 
 from mtrlib import attacks, data, fidelity, metrics, models
 from mtrlib.fidelity import CHANGES, trajectory
+from mtrlib.published import findings
 from mtrlib.specs import AttackSpec
 
 LINF = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 5}
@@ -229,3 +230,41 @@ def test_a_change_that_does_not_exist_is_refused(images):
         trajectory(linear(slopes()), images, **LINF, changes=["strat"])
     with pytest.raises(ValueError, match="steps = 0"):
         trajectory(linear(slopes()), images, eps=0.1, step_size=0.1, steps=0)
+
+
+def test_five_cells_of_the_xception_are_those_of_the_resnet_152():
+    """Two tables of different networks, of 25 cells each: the pairs whose heads fail to load by position."""
+    found = findings.equal_cells().set_index(["main", "auxiliary"])
+    assert list(found.index) == [("d", "s"), ("D", "s"), ("D", "n"), ("E", "s"), ("E", "n")]
+    assert found.single.all()
+    assert found.joint.all()
+    assert (found.clean | found.clean_times_100).all()
+    for one, two in (("2", "3"), ("2", "5"), ("3", "4"), ("3", "6"), ("5", "6")):
+        assert findings.equal_cells(one, two).empty, "no other tables have a cell in common"
+
+
+def test_wgd_and_pgd_differ_where_they_are_one_attack():
+    found = findings.wgd_on_one_task().set_index("main")
+    assert found.wgd_over_pgd.round(1).to_dict() == {"s": 1.1, "d": 2.4, "D": 2.4, "n": 1.7, "E": 4.0}
+    assert (found.wgd_over_pgd_supplement > 1.1).all(), "eps = 8/255 does not explain it"
+    assert (found.wgd_twice - 1).abs().max() < 0.005
+    assert found.apgd_twice["E"] == pytest.approx(68.06 / 81.77)
+
+
+def test_the_same_models_are_more_vulnerable_in_the_supplement():
+    found = findings.table_1a_again().set_index(["main", "attacked"])
+    assert (found["mean"].drop("s") > 1.2).all()
+    assert found["mean"]["s"].max() < 1
+    assert found.cells.sum() == 25 + 20
+
+
+def test_what_follows_from_the_printed_tables():
+    found = findings.follows().set_index("number")
+    verdicts = found.verdict
+    assert list(verdicts[verdicts == findings.DOES_NOT].index) == ["1.3", "3.4", "4.3"]
+    assert list(verdicts[verdicts == findings.FOLLOWS].index) == ["1.2", "1.5", "3.1", "3.2", "3.3", "4.1", "4.2"]
+    assert list(verdicts[verdicts == findings.FIGURES].index) == ["1.1", "1.4", "1.6", "2.1", "2.3"]
+    assert found.computed["1.2"] == "11 of 20 cells less vulnerable (single), 16 of 20 cells less vulnerable (joint)"
+    assert found.computed["1.3"].endswith("s 0, d 1, D 2, n 4, E 4")
+    assert found.computed["3.4"].endswith("2A apgd: E; 2B apgd: D, E; 2A wgd: s; 2B wgd: s")
+    assert "r = -0.56; within main tasks -0.97 to -0.37" in found.computed["4.3"]
