@@ -1,10 +1,11 @@
 import pytest
 import yaml
 
-from mtrlib import machine, parameters, studies
+from mtrlib import ladder, machine, parameters, studies
 
 PARAMETERS = machine.root() / "params"
 KINDS = {
+    "fidelity": parameters.Fidelity,
     "rq4_task_selection": parameters.RQ4,
     "tour": parameters.Tour,
     "rq1_auxiliary_tasks": parameters.RQ1,
@@ -12,6 +13,7 @@ KINDS = {
     "rq3_task_weights": parameters.RQ3,
 }
 STUDIES = {
+    parameters.Fidelity: ladder.cells,
     parameters.RQ4: studies.rq4,
     parameters.RQ1: studies.rq1,
     parameters.RQ2: studies.rq2,

@@ -58,8 +58,8 @@ def wgd_on_one_task() -> pd.DataFrame:
 
 
 def table_1a_again() -> pd.DataFrame:
-    """The supplement's Table 2 over Table 1 A: both are of ResNet-18 with uniform weights and PGD. The published jobs of
-    the first have eps = 8/255, those of the models of Table 1 have 4/255.
+    """The supplement's Table 2 over Table 1 A: both are of ResNet-18 with uniform weights under PGD. The published jobs
+    of the first have eps = 8/255, those of the models of Table 1 have 4/255.
 
     Returns
     -------
