@@ -1,5 +1,5 @@
-"""From the definitions to what the paper's code does, one change at a time, and back: how vulnerabilities, their order
-and the verdicts on claims of RQ1 and RQ3 move (paper, Tables 1 and 2; arXiv 2110.15053).
+"""From the definitions to what the paper's code does, one change at a time, and back: the vulnerabilities of Tables 1
+and 2 on every rung (arXiv 2110.15053). `rungs` reads them.
 
 A rung is a set of `fidelity.CHANGES`. One ladder adds them in their order; the other begins with all of them and takes
 them away in the same order, so that every change is seen among definitions and among published behaviours.
@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from mtrlib import claims, fidelity, metrics, tables
+from mtrlib import fidelity, metrics, tables
 from mtrlib.fidelity import CHANGES
 from mtrlib.parameters import Fidelity
 from mtrlib.progress import bar
@@ -31,13 +31,11 @@ TABLES = {
     ("published", "wgd"): "Table 2 B, WGD",
     ("uniform", "l2"): "l2, 8/255",
 }
-DEFINITIONS, PUBLISHED = frozenset(), frozenset(CHANGES)
-MUCH, WITHIN = 1.5, 0.2  # how RQ3 reads "much stronger" and "as vulnerable"
 _L2 = {"l2": {"norm": "l2"}}
 _BUDGET = 4.0  # of PGD with "eps 4", in 255ths
 
 
-def rungs() -> dict[tuple[str, int], frozenset[str]]:
+def steps() -> dict[tuple[str, int], frozenset[str]]:
     """The rungs by ladder ("adding" from the definitions, "undoing" from all published behaviours) and number."""
     names = list(CHANGES)
     found = {("adding", number): frozenset(names[:number]) for number in range(len(names) + 1)}
@@ -99,7 +97,7 @@ def run(store: Store, p: Fidelity) -> pd.DataFrame:
     As `tables.vulnerabilities`, for each rung: ladder, number, change (the one that was added or undone), table, panel,
     setting, attacked, main, auxiliary, value, low, high, replicates.
     """
-    wanted = {(c.evaluation, _of_the_run(c, rung)) for rung in rungs().values() for c in cells(p, rung)}
+    wanted = {(c.evaluation, _of_the_run(c, rung)) for rung in steps().values() for c in cells(p, rung)}
     missing = [(e, changes) for e, changes in sorted(wanted, key=str) if not _file(store, e, changes).exists()]
     if missing:
         with bar(sum(e.attack.images * e.attack.steps for e, _ in missing), "attacks", "image-step") as progress:
@@ -108,7 +106,7 @@ def run(store: Store, p: Fidelity) -> pd.DataFrame:
                 progress.update(e.attack.images * e.attack.steps)
     frames, known = [], {}
     names = ["definitions", *CHANGES]
-    for (ladder, number), changes in rungs().items():
+    for (ladder, number), changes in steps().items():
         if changes not in known:
             known[changes] = vulnerabilities(store, p, changes)
         change = names[number] if ladder == "adding" or number else "all published"
@@ -152,108 +150,6 @@ def vulnerabilities(store: Store, p: Fidelity, changes: frozenset[str]) -> pd.Da
     return pd.DataFrame(found)
 
 
-def verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `claims` for one rung of `run`: RQ1's claims 1.1 to 1.3 and RQ3's 3.1 to 3.3, of which Auto-PGD is no
-    part, since the published code has none. Claim 3.2 is asked of joint attacks and of single-task models apart."""
-    pairs = table[table.main != table.auxiliary]
-    compared = tables.against_single_task(table[(table.panel == "uniform") & (table.setting != "wgd")])
-    shares = tables.share_less_vulnerable(compared)
-    weighted = tables.against(pairs[pairs.setting != "l2"], "panel", "uniform")
-    lowered = tables.share_less_vulnerable(weighted)
-    stronger = tables.against(table[table.setting != "l2"], "setting", "pgd")
-    alone = tables.mean_ratio(stronger[stronger.main == stronger.auxiliary], by=["attacked"])
-    together = tables.mean_ratio(stronger[stronger.attacked == "joint"], by=["attacked"])
-    same = tables.mean_ratio(weighted[weighted.setting == "wgd"], by=["setting", "attacked"])
-    single = compared[(compared.setting == "pgd") & (compared.attacked == "single")]
-    told = {
-        "1.1": claims.shares(shares[shares.setting == "l2"], "1.1", 0.5, "above"),
-        "1.2": claims.shares(shares[shares.setting == "pgd"], "1.2", claims.RELIABLE, "below"),
-        "1.3": claims.never_helps(single, "1.3"),
-        "3.1": claims.shares(lowered[lowered.setting == "pgd"], "3.1", claims.RELIABLE, "above"),
-        "3.2 two tasks": claims.stronger(together, "3.2", MUCH),
-        "3.2 one task": claims.stronger(alone, "3.2", MUCH),
-        "3.3": claims.equivalent(same, "3.3", WITHIN),
-    }
-    return pd.concat([rows.assign(claim=claim) for claim, rows in told.items()], ignore_index=True)
-
-
-def climb(table: pd.DataFrame) -> pd.DataFrame:
-    """`verdicts` of every rung of `run`, with its ladder, number and change."""
-    rows = []
-    for (ladder, number, change), rung in table.groupby(["ladder", "number", "change"], sort=False):
-        rows.append(verdicts(rung).assign(ladder=ladder, step=number, change=change))
-    return pd.concat(rows, ignore_index=True)
-
-
-def grid(climbed: pd.DataFrame, ladder: str) -> pd.DataFrame:
-    """One verdict a claim and rung of a ladder, of all that `climb` has on it: claims as rows, changes as columns."""
-    rows = climbed[climbed.ladder == ladder]
-    answers = rows.groupby(["claim", "change"], sort=False).verdict.agg(lambda told: claims.all_of(list(told)))
-    return answers.unstack("change").loc[:, list(dict.fromkeys(rows.change))]
-
-
-def only(climbed: pd.DataFrame) -> pd.Series:
-    """For each claim where it stands, from its verdicts at the two ends: in words."""
-    ends = pd.DataFrame(
-        {"definitions": grid(climbed, "adding").iloc[:, 0], "published": grid(climbed, "undoing").iloc[:, 0]}
-    )
-    words = {(True, True): "under both", (True, False): "under the definitions only"}
-    words |= {(False, True): "under the published behaviour only", (False, False): "under neither"}
-    stands = ends == claims.AGREES
-    return pd.Series([words[row] for row in stands.itertuples(index=False, name=None)], index=ends.index)
-
-
-def effects(table: pd.DataFrame) -> pd.DataFrame:
-    """What each change does to each table: vulnerabilities with it over those without, and the order of the cells.
-
-    Returns
-    -------
-    One row a ladder, change and table: ratio (geometric mean over cells), low, high, cells, as `tables.mean_ratio`, and
-    tau, tau_low, tau_high, as `agreement` of both. With and without differ in this one change; on the ladder "adding"
-    the rest is as defined, but for earlier changes; on "undoing" it is as published, but for earlier ones.
-    """
-    rows = []
-    for ladder, found in table.groupby("ladder", sort=False):
-        for number, change in enumerate(CHANGES, start=1):
-            before, after = (found[found.number == n] for n in (number - 1, number))
-            without, having = (before, after) if ladder == "adding" else (after, before)
-            for name in TABLES.values():
-                one, other = having[having.table == name], without[without.table == name]
-                ratio = _ratio(one, other)
-                rows.append({"ladder": ladder, "change": change, "table": name, **ratio, **agreement(one, other)})
-    return pd.DataFrame(rows)
-
-
-def from_definitions(table: pd.DataFrame) -> pd.DataFrame:
-    """As `effects`, of each rung against the definitions: columns ladder, number, change, table and those of there."""
-    definitions = table[(table.ladder == "adding") & (table.number == 0)]
-    rows = []
-    for (ladder, number, change, name), rung in table.groupby(["ladder", "number", "change", "table"], sort=False):
-        other = definitions[definitions.table == name]
-        where = {"ladder": ladder, "number": number, "change": change, "table": name}
-        rows.append({**where, **_ratio(rung, other), **agreement(rung, other)})
-    return pd.DataFrame(rows)
-
-
-def agreement(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
-    """Kendall's tau of the cells of two tables, over the pairs of cells of the same main task (tasks differ by more
-    than anything else does): tau, and tau_low and tau_high over resampled images. 1 is the same order."""
-    keys = ["attacked", "main", "auxiliary"]
-    one, other = (rows.sort_values(keys) for rows in (one, other))
-    main = one.main.to_numpy()
-    first, second = np.triu_indices(len(main), 1)
-    pairs = main[first] == main[second]
-    first, second = first[pairs], second[pairs]
-
-    def tau(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.mean(np.sign(x[first] - x[second]) * np.sign(y[first] - y[second]), axis=0)
-
-    drawn = tau(*(np.stack(rows.replicates.to_list()) for rows in (one, other)))
-    low, high = metrics.interval(drawn)
-    value = tau(one.value.to_numpy(), other.value.to_numpy())
-    return {"tau": float(value), "tau_low": float(low), "tau_high": float(high)}
-
-
 def swapped(store: Store, p: Fidelity) -> pd.DataFrame:
     """What heads by position do: each pair of `p.swapped`, and its two tasks, loaded in the other order than trained.
 
@@ -275,7 +171,7 @@ def swapped(store: Store, p: Fidelity) -> pd.DataFrame:
             for end, network in (("", model), ("_swapped", other)):
                 if network is not None:
                     options = {"precision": spec.precision, "device": store.device}
-                    found = _read(fidelity.errors(network, data, p.attack(task), **options), task, DEFINITIONS)
+                    found = _read(fidelity.errors(network, data, p.attack(task), **options), task, frozenset())
                     clean, adversarial = found["clean"].error, found["adversarial"].error
                     row[f"clean_error{end}"] = clean.mean()
                     row[f"vulnerability{end}"] = metrics.relative_task_vulnerability(clean, adversarial)
@@ -289,7 +185,7 @@ def heads(store: Store, p: Fidelity) -> pd.DataFrame:
     rows = []
     for c in cells(p):
         if (c.panel, c.setting) == ("uniform", "pgd") and c.main != c.auxiliary:
-            found = measured(store, c.evaluation, DEFINITIONS).query("counted == 'masked'")
+            found = measured(store, c.evaluation, frozenset()).query("counted == 'masked'")
             loss = found.pivot(index=["batch", "image_id"], columns=["point", "task"], values="loss")
             clean, adversarial = loss["clean"], loss["best"]
             parts = [
@@ -361,10 +257,3 @@ def _batch_errors(rows: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
         iou = np.where(seen, both / np.maximum(either, 1), 0).sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
         total += counts[:, here].sum(axis=1) * (1 - iou)
     return total / counts.sum(axis=1)
-
-
-def _ratio(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
-    """How many times those of `other` the vulnerabilities of `one` are, as `tables.mean_ratio`."""
-    both = pd.concat([one.assign(side="one"), other.assign(side="other")])
-    found = tables.mean_ratio(tables.against(both, "side", "other", cells=("side", *tables.CELL)), by=["side"])
-    return found.iloc[0].drop("side").to_dict()
