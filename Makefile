@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 TIER ?= smoke
-NOTEBOOKS ?= tour rq1_auxiliary_tasks rq2_marginal_vulnerability rq3_task_weights rq4_task_selection
+NOTEBOOKS ?= tour rq1_auxiliary_tasks rq2_marginal_vulnerability rq3_task_weights rq4_task_selection fidelity
 OUT = runs/$(TIER)
 BIN = .venv/bin
 
