@@ -9,7 +9,7 @@ from mtrlib import claims, ladder, machine, metrics, parameters, rungs, studies,
 from mtrlib.fidelity import CHANGES
 from mtrlib.store import Store
 
-TINY = {"size": 16, "train_images": 48, "epochs": 3, "test_images": 8, "panel_images": 8, "steps": 3}
+TINY = {"size": 16, "train_images": 32, "epochs": 2, "test_images": 8, "panel_images": 8, "steps": 3}
 
 
 def smoke(**changes) -> parameters.Fidelity:
