@@ -2,6 +2,7 @@
 
 The paper: arXiv 2110.15053. The code: its authors' public repository, folder MTVulnerability, whose behaviour is
 described here and not copied. Nothing else in the library takes a change; `ladder` climbs from none of them to all.
+That the code sums errors over pixels instead of averaging them is no change: ratios of images of one size stay.
 """
 
 from __future__ import annotations

@@ -171,6 +171,8 @@ def verdict_grid(climbed: pd.DataFrame) -> Figure:
             axis.set_xticks(range(len(labels)), labels, rotation=35, ha="right", rotation_mode="anchor")
             axis.set_yticks(range(len(answers)), [CLAIMS[claim] for claim in answers.index])
             axis.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(answers) - 0.5, -0.5))
+            order = "in the order of the list" if ladder == "adding" else "in the reverse order"
+            axis.set_title(f"changes added one by one, {order}", loc="left", fontsize=12)
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
         patches = [plt.Rectangle((0, 0), 1, 1, color=colour) for _, colour, _ in looks.values()]
