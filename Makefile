@@ -5,7 +5,7 @@
 
 PYTHON ?= python3
 TIER ?= smoke
-NOTEBOOKS ?= tour rq1_auxiliary_tasks rq2_marginal_vulnerability rq3_task_weights rq4_task_selection new_dataset
+NOTEBOOKS ?= tour rq1_auxiliary_tasks rq2_marginal_vulnerability rq3_task_weights rq4_task_selection fidelity new_dataset
 OUT = runs/$(TIER)
 BIN = .venv/bin
 

@@ -8,9 +8,11 @@ connections. `xception_small` has one of its own.
 from __future__ import annotations
 
 import copy
+import re
 from collections import OrderedDict
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,12 @@ from mtrlib import encoders
 from mtrlib.encoders import ENCODERS
 from mtrlib.tasks import TASKS, Task, parse
 
-__all__ = ["ENCODERS", "MultiTaskModel", "build"]
+__all__ = ["ENCODERS", "MultiTaskModel", "build", "load_published"]
+
+# Names of tasks in published checkpoints, where they are not their folder names in Taskonomy.
+_PUBLISHED_NAMES = {"segmentsemantic": "s", "autoencoder": "A"}
+_PUBLISHED_NAMES |= {task.domain: letter for letter, task in TASKS.items() if letter not in "sA"}
+_RESNETS = ("resnet18", "resnet50", "resnet152", "wide_resnet50_2")
 
 
 class MultiTaskModel(nn.Module):
@@ -130,6 +137,96 @@ def folded(model: MultiTaskModel) -> MultiTaskModel:
                 holder._modules[place] = fuse_conv_bn_eval(convolution, norm, transpose=up)
                 module._modules[after] = nn.Identity()
     return model
+
+
+def load_published(path: str | Path) -> MultiTaskModel:
+    """A ResNet of the paper's authors from one of their checkpoints, in evaluation mode, on the CPU.
+
+    The file is read as tensors and plain values only: nothing in it is run. Which ResNet it is, its tasks and the
+    number of classes of s are told from the names and shapes; heads are found by name, in any order.
+
+    Parameters
+    ----------
+    path : what `torch.save` wrote: a state dict, or a dict that has one under "state_dict". Names are those of the
+        published code, such as "encoder.conv1.weight" and "task_to_decoder.normal.upconv0.weight", all of them with or
+        without "module." before. Counters of batch norm (num_batches_tracked), which nothing here uses, may be missing.
+
+    Returns
+    -------
+    The model takes images in [0, 1] as all models do, and normalises them to the [-1, 1] that it was trained on.
+
+    Raises
+    ------
+    ValueError : for a file that holds anything else, with every entry that is missing, of no use or of a wrong shape.
+    """
+    found = _state_dict(Path(path))
+    if all(name.startswith("module.") for name in found):
+        found = {name.removeprefix("module."): value for name, value in found.items()}
+    names = list(dict.fromkeys(name.split(".")[1] for name in found if name.startswith("task_to_decoder.")))
+    unknown = [name for name in names if name not in _PUBLISHED_NAMES]
+    if unknown or not names:
+        allowed = ", ".join(_PUBLISHED_NAMES)
+        raise ValueError(
+            f"{path} should have decoders of tasks out of {allowed}. Found {', '.join(unknown) or 'none'}."
+        )
+    tasks = "".join(_PUBLISHED_NAMES[name] for name in names)
+    state, published_as = {}, {}
+    for name, value in found.items():
+        ours = name
+        if name.startswith("task_to_decoder."):
+            task, _, rest = name.removeprefix("task_to_decoder.").partition(".")
+            ours = f"decoders.{_PUBLISHED_NAMES[task]}.{rest}"
+        state[ours], published_as[ours] = value, name
+    head = state.get("decoders.s.conv_decode4.weight")
+    classes = None if head is None or head.dim() != 4 else max(len(head), 1)
+    with torch.device("meta"):
+        candidates = {name: build(name, tasks, classes=classes).state_dict() for name in _RESNETS}
+    faults = {name: _differences(state, wanted) for name, wanted in candidates.items()}
+    encoder = min(faults, key=lambda name: len(faults[name]))
+    if faults[encoder]:
+        told = "\n".join(f"  {fault} {published_as.get(name, name)}{more}" for fault, name, more in faults[encoder])
+        raise ValueError(f"{path} should hold a model of {names}. Nearest to {encoder}, it has\n{told}")
+    model = build(encoder, tasks, classes=classes)
+    model.load_state_dict(state | _counters(candidates[encoder], state))
+    model.mean.fill_(0.5)
+    model.deviation.fill_(0.5)
+    return model.eval()
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"Parameter path should be a checkpoint. There is no file {path}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of whatever type: the file may hold anything
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" It asks for {refused[1]}." if refused else ""
+        raise ValueError(f"{path} should hold tensors and plain values only; nothing in it was run.{what}") from error
+    if isinstance(content, dict) and "state_dict" in content:
+        content = content["state_dict"]
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    ):
+        raise ValueError(f'{path} should be a state dict, or a dict with one under "state_dict".')
+    return content
+
+
+def _differences(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[tuple[str, str, str]]:
+    """(fault, name, more) for each entry of a state dict that is not as wanted."""
+    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
+    faults = [("missing", name, f" {tuple(wanted[name].shape)}") for name in missing]
+    faults += [("of no use", name, "") for name in state if name not in wanted]
+    for name in wanted:
+        if name in state and state[name].shape != wanted[name].shape:
+            found, allowed = tuple(state[name].shape), tuple(wanted[name].shape)
+            faults.append(("of a wrong shape", name, f": {found} instead of {allowed}"))
+    return faults
+
+
+def _counters(wanted: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.tensor(0) for name in wanted if name not in state}
 
 
 def _decoder(encoder: str, latent: int, channels: int) -> nn.Module:

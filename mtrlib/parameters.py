@@ -7,6 +7,7 @@ type, a value out of range, an unknown task letter and an unknown name stop the 
 from __future__ import annotations
 
 import types
+from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -249,6 +250,33 @@ class RQ3(Study):
     def pair(self, tasks: str, seed: int, weights: str) -> ModelSpec:
         """The model of a pair, its main task first. Only published weights tell main from auxiliary task: in all others
         both orders are one model, named in the paper's order."""
+        return self.model(tasks if weights == "published" else canonical(tasks), seed, weights)
+
+
+class Fidelity(Study):
+    """Parameters of the notebook `fidelity`: `swapped` names pairs whose heads are loaded by position, in the other
+    order."""
+
+    swapped: Annotated[list[Tasks], AfterValidator(_different)]
+
+    @model_validator(mode="after")
+    def _published(self) -> Fidelity:
+        if self.restarts != 1:
+            raise ValueError(f"restarts should be 1, as in the published code, found {self.restarts}")
+        if self.eps_255 <= 4:
+            raise ValueError(f"eps_255 should be above 4, the budget of the published jobs, found {self.eps_255}")
+        if self.steps < 2:
+            raise ValueError("steps should be at least 2, so that one can be left out")
+        for pair in self.swapped:
+            if len(pair) != 2:
+                raise ValueError(f"swapped should be pairs of letters, found {pair!r}")
+            self.model(pair)
+        for main, auxiliary in permutations(self.tasks, 2):
+            task_weights("published", main + auxiliary)
+        return self
+
+    def pair(self, tasks: str, seed: int, weights: str) -> ModelSpec:
+        """The model of a pair, as in `RQ3.pair`."""
         return self.model(tasks if weights == "published" else canonical(tasks), seed, weights)
 
 

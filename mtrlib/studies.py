@@ -146,7 +146,7 @@ def new_dataset(p: NewDataset) -> list[Cell]:
     """The table main x auxiliary alone, as panel "table"."""
     found = []
     for seed in p.seeds:
-        for model, attacked, mains in _pairs(p, seed):
+        for model, attacked, mains in _pairs(p, p.tasks, seed):
             evaluation = Evaluation(model=model, attack=p.attack(attacked), epoch=model.epochs)
             kind = "single" if len(attacked) == 1 else "joint"
             for main in mains:

@@ -1,5 +1,9 @@
+import pickle
+
 import pytest
 import torch
+from torch import nn
+from torchvision.models import resnet
 
 from mtrlib import attacks, encoders, evaluation, models
 from mtrlib.data import Dataset
@@ -200,3 +204,169 @@ def test_a_function_as_model_is_attacked_by_the_papers_losses():
     losses = attacks.task_losses(lambda x, tasks: {"A": x}, {"A": images + 1}, None, "A")
     torch.testing.assert_close(losses(images), torch.ones(1, 2))
     assert models.build("resnet18_small", "A").definitions == {"A": TASKS["A"]}
+
+
+class Original(nn.Module):
+    """The published network from its description, in plain layers under its names: the oracle of `load_published`."""
+
+    CHANNELS = {"segmentsemantic": 18, "depth_zbuffer": 1, "normal": 3, "principal_curvature": 2, "autoencoder": 3}
+
+    def __init__(self, name: str, tasks: list[str], classes: int = 18):
+        super().__init__()
+        self.encoder = getattr(resnet, name)(weights=None)
+        latent, self.encoder.fc = self.encoder.fc.in_features, nn.Identity()
+        self.task_to_decoder = nn.ModuleDict()
+        for task in tasks:
+            layers, before = nn.ModuleDict(), latent
+            for stage, width in enumerate((256, 128, 64, 48, 32)):
+                layers[f"upconv{stage}"] = nn.ConvTranspose2d(before, width, 2, 2)
+                layers[f"bn_upconv{stage}"] = nn.BatchNorm2d(width)
+                if stage < 4:
+                    layers[f"conv_decode{stage}"] = nn.Conv2d(width, width, 3, padding=1)
+                    layers[f"bn_decode{stage}"] = nn.BatchNorm2d(width)
+                before = width
+            channels = classes if task == "segmentsemantic" else self.CHANNELS[task]
+            layers["conv_decode4"] = nn.Conv2d(32, channels, 3, padding=1)
+            self.task_to_decoder[task] = layers
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`images` in [-1, 1]."""
+        net = self.encoder
+        latent = net.maxpool(net.bn1(net.conv1(images)).relu())
+        latent = net.layer4(net.layer3(net.layer2(net.layer1(latent))))
+        outputs = {}
+        for task, part in self.task_to_decoder.items():
+            x = latent
+            for stage in range(5):
+                x = part[f"bn_upconv{stage}"](part[f"upconv{stage}"](x)).relu()
+                if stage < 4:
+                    x = part[f"bn_decode{stage}"](part[f"conv_decode{stage}"](x)).relu()
+            outputs[task] = part["conv_decode4"](x)
+        return outputs
+
+
+def trained_a_little(name: str, tasks: list[str], classes: int = 18) -> Original:
+    """With running statistics of batch norm that are not those of a new network, and outputs of the size of 1."""
+    torch.manual_seed(0)
+    model = Original(name, tasks, classes)
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(std=0.1)
+            part.running_var.uniform_(0.5, 1.5)
+            part.num_batches_tracked.fill_(7)
+        if isinstance(part, (resnet.BasicBlock, resnet.Bottleneck)):
+            nn.init.constant_((part.bn3 if hasattr(part, "bn3") else part.bn2).weight, 0.2)
+    return model.eval()
+
+
+LETTERS = {"segmentsemantic": "s", "depth_zbuffer": "d", "normal": "n", "principal_curvature": "p", "autoencoder": "A"}
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "classes", "module", "bare"),
+    [
+        ("resnet18", ["segmentsemantic", "depth_zbuffer"], 18, True, False),
+        ("resnet18", ["depth_zbuffer", "segmentsemantic", "normal"], 7, False, True),
+        ("resnet50", ["principal_curvature", "autoencoder"], 18, True, True),
+        ("wide_resnet50_2", ["normal"], 18, False, False),
+        ("resnet152", ["normal"], 18, True, False),
+    ],
+)
+def test_a_published_checkpoint_gives_what_the_original_gives(tmp_path, name, tasks, classes, module, bare):
+    original = trained_a_little(name, tasks, classes)
+    state = {("module." if module else "") + key: value for key, value in original.state_dict().items()}
+    torch.save(state if bare else {"state_dict": state, "epoch": 150}, tmp_path / "checkpoint_150.pth.tar")
+    model = models.load_published(tmp_path / "checkpoint_150.pth.tar")
+    assert model.tasks == "".join(LETTERS[task] for task in tasks)
+    assert not model.training
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        wanted, outputs = original(2 * images - 1), model(images)
+    for task, output in wanted.items():
+        assert output.abs().max() > 0.01
+        torch.testing.assert_close(outputs[LETTERS[task]], output, rtol=1e-5, atol=1e-5)
+    assert model.encoder.bn1.num_batches_tracked == 7
+
+
+def test_the_order_of_heads_in_a_checkpoint_does_not_matter(tmp_path):
+    original = trained_a_little("resnet18", ["segmentsemantic", "depth_zbuffer"])
+    state = original.state_dict()
+    torch.save(state, tmp_path / "one")
+    torch.save(dict(reversed(state.items())), tmp_path / "two")
+    one, two = (models.load_published(tmp_path / name) for name in ("one", "two"))
+    assert (one.tasks, two.tasks) == ("sd", "ds")
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        for letter in "sd":
+            assert torch.equal(one(images)[letter], two(images)[letter])
+
+
+def test_counters_of_batch_norm_may_be_missing_and_running_statistics_may_not(tmp_path):
+    state = trained_a_little("resnet18", ["normal"]).state_dict()
+    torch.save({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, tmp_path / "old")
+    torch.save(state, tmp_path / "new")
+    old, new = (models.load_published(tmp_path / name) for name in ("old", "new"))
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(old(images)["n"], new(images)["n"])
+    torch.save({k: v for k, v in state.items() if not k.endswith("running_var")}, tmp_path / "bad")
+    with pytest.raises(ValueError, match=r"missing encoder.bn1.running_var \(64,\)"):
+        models.load_published(tmp_path / "bad")
+
+
+def test_what_is_wrong_with_a_checkpoint_is_listed(tmp_path):
+    state = trained_a_little("resnet18", ["normal", "depth_zbuffer"]).state_dict()
+    del state["encoder.layer4.1.conv2.weight"]
+    state["encoder.fc.weight"] = torch.zeros(1000, 512)
+    state["task_to_decoder.normal.conv_decode4.weight"] = torch.zeros(2, 32, 3, 3)
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "bad")
+    with pytest.raises(ValueError, match="Nearest to resnet18, it has") as error:
+        models.load_published(tmp_path / "bad")
+    assert [line.strip() for line in str(error.value).splitlines()[1:]] == [
+        "missing encoder.layer4.1.conv2.weight (512, 512, 3, 3)",
+        "of no use encoder.fc.weight",
+        "of a wrong shape task_to_decoder.normal.conv_decode4.weight: (2, 32, 3, 3) instead of (3, 32, 3, 3)",
+    ]
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_hostile_checkpoint_does_nothing(tmp_path):
+    content = {"state_dict": {"encoder.conv1.weight": Hostile(tmp_path / "written")}}
+    torch.save(content, tmp_path / "zip")
+    (tmp_path / "plain").write_bytes(pickle.dumps(content))
+    for name in ("zip", "plain"):
+        with pytest.raises(
+            ValueError, match=f"{name} should hold tensors and plain values only; nothing in it was run"
+        ):
+            models.load_published(tmp_path / name)
+    assert not (tmp_path / "written").exists()
+    torch.load(tmp_path / "zip", weights_only=False)["state_dict"]["encoder.conv1.weight"].close()
+    assert (tmp_path / "written").exists(), "the file is as hostile as this test says"
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {}, {"state_dict": {"a": 1}}, {3: torch.zeros(1)}])
+def test_what_is_no_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "other")
+    with pytest.raises(ValueError, match="should be a state dict"):
+        models.load_published(tmp_path / "other")
+
+
+def test_checkpoints_of_other_tasks_or_none_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="There is no file"):
+        models.load_published(tmp_path / "none")
+    (tmp_path / "cut").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(ValueError, match="tensors and plain values only"):
+        models.load_published(tmp_path / "cut")
+    torch.save({"task_to_decoder.room_layout.fc.weight": torch.zeros(1)}, tmp_path / "rooms")
+    with pytest.raises(ValueError, match="tasks out of segmentsemantic, .* Found room_layout"):
+        models.load_published(tmp_path / "rooms")
+    torch.save({"encoder.conv1.weight": torch.zeros(1)}, tmp_path / "headless")
+    with pytest.raises(ValueError, match="Found none"):
+        models.load_published(tmp_path / "headless")

@@ -1,0 +1,228 @@
+"""The ladder from the definitions to the published behaviour: its rungs, tables, verdicts and figures."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from mtrlib import claims, ladder, machine, metrics, parameters, rungs, studies, tables
+from mtrlib.fidelity import CHANGES
+from mtrlib.store import Store
+
+TINY = {"size": 16, "train_images": 32, "epochs": 2, "test_images": 8, "panel_images": 8, "steps": 3}
+
+
+def smoke(**changes) -> parameters.Fidelity:
+    path = machine.root() / "params" / "smoke" / "fidelity.yaml"
+    return parameters.check({**yaml.safe_load(path.read_text()), **changes}, parameters.Fidelity)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A whole ladder on models that are hardly trained: parameters, store and vulnerabilities."""
+    p = smoke(**TINY, replicates=1000)
+    store = Store(tmp_path_factory.mktemp("store"), "cpu")
+    return p, store, ladder.run(store, p)
+
+
+def test_the_two_ladders_go_from_end_to_end_by_single_changes():
+    steps = ladder.steps()
+    everything = frozenset(CHANGES)
+    assert steps["adding", 0] == steps["undoing", len(CHANGES)] == frozenset()
+    assert steps["undoing", 0] == steps["adding", len(CHANGES)] == everything
+    for name in ("adding", "undoing"):
+        for number, change in enumerate(CHANGES, start=1):
+            assert steps[name, number - 1] ^ steps[name, number] == {change}
+    assert len(set(steps.values())) == 2 * len(CHANGES)
+
+
+def test_a_rung_changes_budgets_and_epochs_and_nothing_else():
+    p = smoke()
+    plain, changed = ladder.cells(p), ladder.cells(p, ["eps 4", "third"])
+    for one, other in zip(plain, changed, strict=True):
+        assert (one.panel, one.setting, one.main, one.auxiliary) == (
+            other.panel,
+            other.setting,
+            other.main,
+            other.auxiliary,
+        )
+        assert one.evaluation.attack.eps_255 == 8
+        assert other.evaluation.attack.eps_255 == (8 if one.setting == "wgd" else 4)
+        assert one.evaluation.epoch == 8
+        assert other.evaluation.epoch == (3 if one.panel == "published" else 8)
+        assert one.evaluation.model == other.evaluation.model
+        assert one.evaluation.attack.norm == ("l2" if one.setting == "l2" else "linf")
+    with pytest.raises(ValueError, match="should be out of start"):
+        ladder.cells(p, ["eps"])
+
+
+def test_models_are_those_of_rq3():
+    path = machine.root() / "params" / "smoke" / "rq3_task_weights.yaml"
+    rq3 = parameters.check(yaml.safe_load(path.read_text()), parameters.RQ3)
+    ours = {m.key for m in studies.models(ladder.cells(smoke()))}
+    assert ours <= {m.key for m in studies.models(studies.rq3(rq3))}
+    assert {m.tasks for m in studies.models(ladder.trained(smoke()))} == {"s", "d", "sd", "ds", "dE"}
+
+
+def test_the_lowest_rung_is_what_the_library_measures(ran):
+    """Table 1 A by `studies.run` and `tables.vulnerabilities`, from other code for attack and errors."""
+    p, store, table = ran
+    cells = [c for c in ladder.cells(p) if (c.panel, c.setting) == ("uniform", "pgd")]
+    theirs = tables.vulnerabilities(studies.run(store, cells), replicates=p.replicates)
+    ours = table[(table.ladder == "adding") & (table.number == 0) & (table.table == "Table 1 A")]
+    keys = ["attacked", "main", "auxiliary"]
+    merged = ours.merge(theirs, on=keys)
+    assert len(merged) == len(ours) == len(theirs) == 2 + 2 + 2
+    np.testing.assert_allclose(merged.value_x, merged.value_y, rtol=1e-5)
+    np.testing.assert_allclose(merged.low_x, merged.low_y, rtol=1e-5)
+    np.testing.assert_allclose(merged.high_x, merged.high_y, rtol=1e-5)
+
+
+def test_changes_move_the_tables_that_they_are_about(ran):
+    _, _, table = ran
+    effects = rungs.effects(table).set_index(["ladder", "change", "table"])
+    same = {
+        "unmasked": list(ladder.TABLES.values()),
+        "batch l2": ["Table 1 A", "Table 1 B", "Table 2 A, WGD", "Table 2 B, WGD"],
+        "constant WGD": ["Table 1 A", "Table 1 B", "l2, 8/255"],
+        "eps 4": ["Table 2 A, WGD", "Table 2 B, WGD"],
+        "third": ["Table 1 A", "Table 2 A, WGD", "l2, 8/255"],
+    }
+    for change, names in same.items():
+        for name in names:
+            values = _values(table, change, name)
+            assert np.array_equal(*values), (change, name)
+    for change, name in {
+        "start": "Table 1 A",
+        "eps 4": "Table 1 A",
+        "third": "Table 1 B",
+        "batch l2": "l2, 8/255",
+    }.items():
+        assert not np.array_equal(*_values(table, change, name)), (change, name)
+    assert effects.loc["adding", "unmasked", "Table 1 A"].ratio == pytest.approx(1)
+    assert effects.loc["adding", "unmasked", "Table 1 A"].tau == 1
+
+
+def _values(table: pd.DataFrame, change: str, name: str) -> list[np.ndarray]:
+    number = list(CHANGES).index(change) + 1
+    rows = table[(table.ladder == "adding") & (table.table == name)]
+    return [rows[rows.number == n].value.to_numpy() for n in (number - 1, number)]
+
+
+def test_wgd_is_pgd_on_one_task_until_budgets_differ(ran):
+    _, _, table = ran
+    alone = table[(table.main == table.auxiliary) & (table.ladder == "adding")]
+    alone = alone.pivot(index=["number", "main"], columns="setting", values="value")
+    before = alone.loc[: list(CHANGES).index("eps 4")]
+    assert len(before) == 2 * 10
+    np.testing.assert_array_equal(before.pgd, before.wgd)
+    assert (alone.loc[len(CHANGES)].pgd != alone.loc[len(CHANGES)].wgd).any()
+
+
+def test_nothing_is_attacked_twice(ran):
+    p, store, table = ran
+    files = {path: path.stat().st_mtime_ns for path in (store.path / "fidelity").iterdir()}
+    assert np.array_equal(ladder.run(store, p).value, table.value, equal_nan=True)
+    assert files == {path: path.stat().st_mtime_ns for path in (store.path / "fidelity").iterdir()}
+
+
+def test_verdicts_and_figures_of_every_rung(ran):
+    _, _, table = ran
+    climbed = rungs.climb(table)
+    grids = {name: rungs.grid(climbed, name) for name in ("adding", "undoing")}
+    for grid in grids.values():
+        assert list(grid.index) == list(rungs.CLAIMS)
+        assert grid.shape == (7, 1 + len(CHANGES))
+        assert grid.isin([claims.AGREES, claims.DISAGREES, claims.CANNOT_TELL]).all(axis=None)
+    assert grids["adding"]["definitions"].equals(grids["undoing"]["third"].rename("definitions"))
+    ends = rungs.ends(climbed).set_index("claim")
+    assert list(ends["published behaviour"]) == list(grids["undoing"]["all published"])
+    figure = rungs.verdict_grid(climbed)
+    letters = [text.get_text() for axis in figure.axes for text in axis.texts]
+    assert len(letters) == 2 * 7 * 12
+    assert letters[:12] == [{"agrees": "A", "disagrees": "D"}.get(v, "?") for v in grids["adding"].iloc[0]]
+    assert letters[84:96] == [{"agrees": "A", "disagrees": "D"}.get(v, "?") for v in grids["undoing"].iloc[0][::-1]]
+    drawn = rungs.effect_sizes(rungs.effects(table), ["Table 1 A", "Table 1 B"])
+    assert [axis.get_title() for axis in drawn.axes] == ["Table 1 A", "Table 1 B"]
+
+
+def test_where_a_claim_stands_is_told_from_both_ends():
+    answers = {"adding": ["agrees", "agrees", "disagrees"], "undoing": ["disagrees", "agrees", "agrees"]}
+    rows = []
+    names = list(CHANGES)[:2]
+    for name, told in answers.items():
+        first = "definitions" if name == "adding" else "all published"
+        for step, (change, verdict) in enumerate(zip([first, *names], told, strict=True)):
+            rows.append({"ladder": name, "step": step, "change": change, "claim": "1.2", "verdict": verdict})
+    found = rungs.ends(pd.DataFrame(rows)).iloc[0]
+    assert found["stands under"] == "definitions only"
+    assert found["adding changes with"] == "baseline"
+    assert found["undoing changes with"] == "start"
+
+
+def test_tau_is_within_main_tasks():
+    """Two main tasks: one keeps the order of its three cells, one turns round one of three pairs."""
+    keys = {"attacked": "single", "main": list("sssddd"), "auxiliary": list("sdndsn")}
+    one, other = (pd.DataFrame({**keys, "value": v}) for v in ([1.0, 2, 3, 10, 20, 30], [1.0, 2, 3, 10, 30, 20]))
+    for rows in (one, other):
+        rows["replicates"] = [np.full(3, v) for v in rows.value]
+    assert rungs.agreement(one, other)["tau"] == pytest.approx((3 + 1) / 6)
+    assert rungs.agreement(one, one) == {"tau": 1.0, "tau_low": 1.0, "tau_high": 1.0}
+    assert np.isnan(rungs.agreement(one[:1], other[:1])["tau"])
+
+
+def test_a_ratio_of_batches_pools_their_miou():
+    """Two batches of two images; in the first the classes of both are pooled: 1 - (1/3 + 2/2) / 2."""
+    rows = pd.DataFrame(
+        {
+            "batch": [0, 0, 1, 1],
+            "intersection": [[1, 0], [0, 2], [4, 0], [4, 0]],
+            "union": [[2, 0], [1, 2], [4, 0], [4, 0]],
+        }
+    )
+    ones = np.ones((1, 4), int)
+    assert ladder._batch_errors(rows, ones) == pytest.approx([(1 / 3 * 2 + 0 * 2) / 4])
+    twice = np.array([[2, 0, 1, 1]])  # the first image twice, the second not at all
+    assert ladder._batch_errors(rows, twice) == pytest.approx([(1 / 2 * 2 + 0) / 4])
+
+
+def test_batches_of_s_are_resampled_with_the_draws_of_the_other_tasks():
+    """Images whose mIoU is their share of one class: pooled, the error is a mean over images, as of any task."""
+    generator = np.random.default_rng(1)
+    right = {kind: generator.integers(1, 100, 12) for kind in ("clean", "adversarial")}
+    rows = {
+        kind: pd.DataFrame({"batch": 0, "intersection": [[n] for n in hits], "union": [[100]] * 12})
+        for kind, hits in right.items()
+    }
+    value, drawn = ladder._of_batches([rows, rows], 500)
+    clean, adversarial = (np.stack([1 - right[kind] / 100] * 2) for kind in ("clean", "adversarial"))
+    assert value == pytest.approx(metrics.relative_task_vulnerability(clean[0], adversarial[0], "ratio_of_means"))
+    np.testing.assert_allclose(drawn, metrics.bootstrap(clean, adversarial, "ratio_of_means", replicates=500))
+
+
+def test_heads_by_position_and_over_all_heads(ran):
+    p, store, _ = ran
+    positions = ladder.swapped(store, p).set_index(["pair", "task"])
+    assert positions.loads["sd"].eq("fails").all()
+    assert positions.loads["dE"].eq("with swapped heads").all()
+    assert positions.clean_error_swapped["sd"].isna().all()
+    assert (positions.clean_error_swapped["dE"] != positions.clean_error["dE"]).all()
+    heads = ladder.heads(store, p).set_index(["main", "auxiliary", "attacked"])
+    assert len(heads) == 4
+    assert (heads.definition > 0).all()
+    assert (heads.xs("single", level="attacked").ratio != 1).all(), "the head that is not attacked counts"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"restarts": 2}, "restarts should be 1"),
+        ({"eps_255": 4.0}, "eps_255 should be above 4"),
+        ({"steps": 1}, "steps should be at least 2"),
+        ({"swapped": ["sdn"]}, "swapped should be pairs"),
+        ({"swapped": ["sx"]}, "letters out of .sdDn"),
+    ],
+)
+def test_parameters_that_the_published_code_has_no_place_for(changes, message):
+    with pytest.raises(ValueError, match=message):
+        smoke(**changes)
