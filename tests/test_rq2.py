@@ -41,7 +41,7 @@ def test_every_attack_is_on_the_tasks_that_it_says_with_a_matched_budget(p):
 def test_chains_have_known_letters(p):
     with pytest.raises(ValueError, match="orders of two or more letters out of 'sdn'"):
         changed(p, chains=["sE"])
-    with pytest.raises(ValueError, match="different letters"):
+    with pytest.raises(ValueError, match="different ASCII letters"):
         changed(p, chains=["ss"])
 
 
