@@ -208,7 +208,7 @@ class RQ2(Study):
 class RQ3(Study):
     """Parameters of the notebook `rq3_task_weights`.
 
-    attacks : of `attacks.NAMED`, those that are compared on every model; PGD, Auto-PGD and WGD among them.
+    attacks : of `attacks.NAMED`, those that are compared on every model; PGD, Auto-PGD and both WGDs among them.
     balancers : weights beside the uniform and the published ones, of `weights.WEIGHTS`.
     masked_pairs : pairs, main task first, whose models are searched for masked gradients; those that are not of `tasks`
         are left out, so that `tasks` can be changed alone: `searched` has what remains, or the first pair.
@@ -223,8 +223,8 @@ class RQ3(Study):
 
     @model_validator(mode="after")
     def _pairs(self) -> RQ3:
-        if not {"pgd", "apgd", "wgd"} <= set(self.attacks):
-            raise ValueError(f"attacks should have pgd, apgd and wgd among them, found {self.attacks}")
+        if not {"pgd", "apgd", "wgd", "wgd_inverse"} <= set(self.attacks):
+            raise ValueError(f"attacks should have pgd, apgd, wgd and wgd_inverse among them, found {self.attacks}")
         for pair in self.masked_pairs:
             if len(pair) != 2:
                 raise ValueError(f"masked_pairs should be pairs of letters, found {pair!r}")

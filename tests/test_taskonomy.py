@@ -171,7 +171,7 @@ def test_the_other_six_tasks_by_hand(tmp_path):
     assert target["p"][:, 0].tolist() == [0, 1]
     assert target["p"][:, 1].tolist() == [-0.5, -127 / 128]
     assert target["r"][0, :2].tolist() == pytest.approx([1, -0.6], abs=1e-6)
-    torch.testing.assert_close(dataset.targets["A"], dataset.images.float() / 255)
+    torch.testing.assert_close(dataset.targets["A"], dataset.images.float() / 127.5 - 1)
     assert [letter for letter, mask in dataset.masks.items() if mask is None] == ["k", "e", "A"]
     for letter in "Kpr":
         assert dataset.masks[letter][0, 0, :3].tolist() == [True, False, True]
@@ -510,7 +510,7 @@ def test_a_real_frame_of_the_other_tasks(tmp_path):
     np.testing.assert_allclose(target["K"][0], raws["keypoints3d"] / 65535 * 2 - 1, atol=1e-6)
     np.testing.assert_allclose(target["e"][0], np.minimum(raws["edge_texture"] / 65535 / 0.08 * 2 - 1, 1), atol=1e-5)
     np.testing.assert_allclose(target["r"][0], raws["reshading"][..., 0] / 255 * 2 - 1, atol=1e-6)
-    np.testing.assert_allclose(target["A"], raws["rgb"].transpose(2, 0, 1)[:3] / 255, atol=1e-6)
+    np.testing.assert_allclose(target["A"], raws["rgb"].transpose(2, 0, 1)[:3] / 127.5 - 1, atol=1e-6)
     for letter in "Kr":
         assert np.array_equal(dataset.masks[letter][0], raws["mask_valid"] > 0)
         shown = target[letter][0][raws["mask_valid"] > 0]
