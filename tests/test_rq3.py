@@ -65,7 +65,7 @@ def test_attacks_that_are_the_same_on_one_task_are_run_once(p):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"attacks": ["pgd", "apgd"]}, "pgd, apgd and wgd"),
+        ({"attacks": ["pgd", "apgd"]}, "pgd, apgd, wgd and wgd_inverse"),
         ({"attacks": ["pgd", "apgd", "wgd", "deepfool"]}, "deepfool"),
         ({"balancers": ["uniform"]}, "gradnorm"),
         ({"masked_pairs": ["s"]}, "pairs of letters, found 's'"),

@@ -31,8 +31,8 @@ Geometry is valid where depth_euclidean < 64500 (depth_zbuffer where a frame lac
 the files that a frame has: none of them is required, and where no frame has any the mask is None. As in the
 published code, with its bugs left out: its E is not clipped (up to 319), its s counts "uncertain" as background in the
 error, and its p is read as grey and shifted by about (123, 120), which leaves nearly constant targets. Here p has the
-two principal curvatures, which Taskonomy keeps in the first two channels with 127 for no curvature. As there, normals are
-not rescaled to unit length, and d and D do not look at mask_valid.
+two principal curvatures, which Taskonomy keeps in the first two channels with 127 for no curvature. As there, normals
+are not rescaled to unit length, and d and D do not look at mask_valid.
 
 Sizes and files: as in `decoding`; each file is checked for its bit depth and colours (rgb also as RGBA, or as an RGB
 JPEG named .png, as in Omnidata's BlendedMVS; labels as PNG only) and for a size equal to that of its rgb.
@@ -197,9 +197,8 @@ def _decode(part: str, files: Sequence[File], image_size: tuple[int, int], size:
     path = files[0].path
     image = decoding.read_image(path, _KINDS[part], image_size)
     if part == "A":
-        return {
-            "values": np.asarray(decoding.square(image.convert("RGB"), size)).transpose(2, 0, 1) / np.float32(127.5) - 1
-        }
+        colours = np.asarray(decoding.square(image.convert("RGB"), size), dtype=np.float32)
+        return {"values": colours.transpose(2, 0, 1) / 127.5 - 1}
     whole = np.asarray(image.convert("L") if part == "r" else image)
     if part == "s" and whole.max() >= len(CLASSES):
         raise ValueError(f"{path} should hold classes 0 to {len(CLASSES) - 1}. Found {whole.max()}.")
