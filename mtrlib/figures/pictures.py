@@ -1,0 +1,105 @@
+"""Pictures of images, targets and outputs."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from mtrlib.figures.style import STYLE, closed
+from mtrlib.tasks import TASKS, Task
+
+_CLASS_COLOURS = plt.get_cmap("tab20").colors
+
+
+def images(
+    rows: dict[str, dict[str, torch.Tensor]], classes: tuple[str, ...], tasks: dict[str, Task] | None = None
+) -> Figure:
+    """A grid of pictures: a row each entry, a column each of its pictures.
+
+    Parameters
+    ----------
+    rows : by title of the row, then of the column. Under a task letter stands a target or an output: (H, W) class
+        indices, or (C, H, W) values, or logits of classes; under any other name (3, H, W) colours in [0, 1]. NaN is
+        white: see `labels`. The title of a column is written where it differs from that of the row above.
+    classes : names of the classes of s.
+    tasks : definitions of the tasks, as `Dataset.tasks`; None for the paper's. Values of a channel whose definition is
+        not the paper's are shown over the range that all pictures of the task have, those of three in their colours.
+    """
+    tasks = TASKS if tasks is None else tasks
+    names = {letter: task.class_names for letter, task in tasks.items() if task.kind == "classes"} | {"s": classes}
+    limits = _limits(rows, tasks)
+    with plt.rc_context(STYLE):
+        width = max(len(row) for row in rows.values())
+        size = (2.1 * width + 0.4, 2.25 * len(rows) + 0.5)
+        figure, axes = plt.subplots(len(rows), width, figsize=size, squeeze=False, layout="constrained")
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        shown: dict[str, set[int]] = {}
+        above: list[str] = []
+        for number, (name, row) in enumerate(rows.items()):
+            axes[number][0].set_ylabel(name)
+            for column, (title, picture) in enumerate(row.items()):
+                if above[column : column + 1] != [title]:
+                    full = f"{title}: {tasks[title].name}" if title in tasks else title
+                    axes[number][column].set_title(full, fontsize=11)
+                if title in names:
+                    picture = picture.argmax(dim=0) if picture.dim() == 3 else picture
+                    shown.setdefault(title, set()).update(picture[~picture.isnan()].unique().tolist())
+                values = picture.detach().float().cpu().numpy()
+                _show(axes[number][column], title, values, tasks.get(title), len(names.get(title, ())), limits)
+            above = list(row)
+        for place, (letter, found) in zip(("center", "left", "right"), shown.items(), strict=False):
+            indices = sorted(int(index) for index in found)
+            patches = [plt.Rectangle((0, 0), 1, 1, color=_class_colour(index)) for index in indices]
+            named = [names[letter][index] if index < len(names[letter]) else str(index) for index in indices]
+            style = {"ncols": 6 if len(shown) == 1 else 3, "frameon": False, "title": f"classes of {letter}"}
+            figure.legend(patches, named, loc=f"outside lower {place}", **style)
+    return closed(figure)
+
+
+def labels(
+    targets: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None], row: int
+) -> dict[str, torch.Tensor]:
+    """Targets of one image for `images`, with NaN where there is no label; targets and masks as in `Dataset`."""
+    return {
+        letter: values[row] if masks[letter] is None else values[row].float().where(masks[letter][row], torch.nan)
+        for letter, values in targets.items()
+    }
+
+
+def _class_colour(index: int) -> tuple[float, float, float]:
+    return _CLASS_COLOURS[index % len(_CLASS_COLOURS)]
+
+
+def _limits(rows: dict[str, dict[str, torch.Tensor]], tasks: dict[str, Task]) -> dict[str, tuple[float, float]]:
+    """The range of values of the tasks of one channel: fixed for the paper's, measured for others."""
+    limits = {}
+    for title, task in tasks.items():
+        pictures = [row[title].detach().float() for row in rows.values() if title in row]
+        if task.kind == "regression" and task.channels == 1 and pictures:
+            limits[title] = (0.54, 0.73) if title in "dD" else (-1.0, 1.0)
+            if task != TASKS.get(title):
+                known = [picture[~picture.isnan()] for picture in pictures]
+                ends = [(picture.min().item(), picture.max().item()) for picture in known if len(picture)] or [(0, 1)]
+                limits[title] = min(low for low, _ in ends), max(high for _, high in ends)
+    return limits
+
+
+def _show(axis, title: str, picture: np.ndarray, task: Task | None, classes: int, limits: dict) -> None:
+    if task is not None and task.kind == "classes":
+        classes = max(classes, int(np.nanmax(picture, initial=0)) + 1)
+        colours = ListedColormap([_class_colour(index) for index in range(classes)])
+        axis.imshow(picture, cmap=colours, vmin=-0.5, vmax=classes - 0.5, interpolation="nearest")
+    elif title in limits:
+        low, high = limits[title]
+        axis.imshow(picture[0], cmap="cividis", interpolation="nearest", vmin=low, vmax=high)
+    elif task is not None:  # [-1, 1]
+        padded = np.pad(picture[:3], ((0, max(3 - len(picture), 0)), (0, 0), (0, 0)))  # two channels: red and green
+        colours = np.nan_to_num(padded.transpose(1, 2, 0) / 2 + 0.5, nan=1.0)
+        axis.imshow(colours.clip(0, 1), interpolation="nearest")
+    else:
+        axis.imshow(picture.transpose(1, 2, 0).clip(0, 1), interpolation="nearest")

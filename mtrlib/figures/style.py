@@ -1,0 +1,60 @@
+"""What all figures share: a task has one colour and marker everywhere (Okabe and Ito's colours first, which the
+colour-blind can tell apart)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from string import ascii_letters
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from mtrlib.tasks import TASKS, canonical
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_COLOURS += ("#7F3C8D", "#000000", "#A5AA99", "#8C510A", "#666666")
+_ORDER = "sdDnEkKeprA"
+COLOURS = dict(zip(_ORDER, _COLOURS, strict=True))
+MARKERS = dict(zip(_ORDER, "osD^vPX*<>h", strict=True))
+# Of the letters that are not the paper's: Paul Tol's muted colours, and 63 pairs for the 52 letters there are.
+_NEW_COLOURS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499")
+_NEW_MARKERS = "pd8H1X3"
+STYLE = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100}
+
+
+def colour(letter: str) -> str:
+    """The colour of a task, the same in every figure."""
+    return COLOURS.get(letter) or _NEW_COLOURS[ascii_letters.index(letter) % len(_NEW_COLOURS)]
+
+
+def marker_of(letter: str) -> str:
+    """The marker of a task, the same in every figure."""
+    return MARKERS.get(letter) or _NEW_MARKERS[ascii_letters.index(letter) % len(_NEW_MARKERS)]
+
+
+def write(folder: Path, name: str, **figures: Figure) -> None:
+    """Write figures as `<folder>/<name>_<figure>.png`, at 100 dots an inch, and as `.svg`; the same figure gives the
+    same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for title, figure in figures.items():
+        figure.savefig(folder / f"{name}_{title}.png", dpi=100)
+        with plt.rc_context({"svg.hashsalt": title}):
+            figure.savefig(folder / f"{name}_{title}.svg", metadata={"Date": None})
+
+
+def letters_of(found) -> list[str]:
+    return list(canonical("".join(set(found))))
+
+
+def named(letter: str) -> str:
+    return f"{letter}: {TASKS[letter].name}" if letter in TASKS else letter
+
+
+def task_legend(figure: Figure, letters: list[str]) -> None:
+    handles = [plt.Line2D([], [], color=colour(x), marker=marker_of(x), label=named(x)) for x in letters]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, title="auxiliary task\n(solid: none)")
+
+
+def closed(figure: Figure) -> Figure:
+    plt.close(figure)  # a notebook shows the returned figure once, not twice
+    return figure
