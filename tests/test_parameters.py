@@ -1,22 +1,9 @@
 import pytest
 import yaml
 
-from mtrlib import machine, parameters, studies
+from mtrlib import batch, machine, parameters
 
 PARAMETERS = machine.root() / "params"
-KINDS = {
-    "rq4_task_selection": parameters.RQ4,
-    "tour": parameters.Tour,
-    "rq1_auxiliary_tasks": parameters.RQ1,
-    "rq2_marginal_vulnerability": parameters.RQ2,
-    "rq3_task_weights": parameters.RQ3,
-}
-STUDIES = {
-    parameters.RQ4: studies.rq4,
-    parameters.RQ1: studies.rq1,
-    parameters.RQ2: studies.rq2,
-    parameters.RQ3: studies.rq3,
-}
 
 
 def smoke() -> dict:
@@ -26,10 +13,11 @@ def smoke() -> dict:
 @pytest.mark.parametrize("path", sorted(PARAMETERS.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_every_parameters_file_is_valid(path):
     values = yaml.safe_load(path.read_text())
-    p = parameters.check(dict(values), KINDS[path.stem])
+    kind, study = batch.NOTEBOOKS[path.stem]
+    p = parameters.check(dict(values), kind)
     assert path.parent.name in p.output
-    if type(p) in STUDIES:
-        assert STUDIES[type(p)](p)
+    if study:
+        assert study(p)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""`python -m mtrlib`: what the batch engine runs, and what a person may run by hand. See `--help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from datetime import datetime
+
+from mtrlib import batch, cost, machine
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m mtrlib", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    add_batch(commands)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+
+
+def add_batch(commands) -> None:
+    """The commands of the batch engine."""
+    texts = {
+        plan: "print what the notebooks of a folder of parameters need, and what it costs",
+        train: "train models: those of the keys that `plan` prints, or all",
+        evaluate: "run the attacks on models: those of the keys, or all",
+        notebook: "run one notebook",
+    }
+    for run, text in texts.items():
+        command = commands.add_parser(run.__name__, help=text, description=text)
+        command.add_argument("folder", help="of the parameters, such as params/smoke")
+        if run is notebook:
+            command.add_argument("name", help="of the notebook, without .ipynb")
+        if run in (train, evaluate):
+            command.add_argument("keys", nargs="*", metavar="KEY", help="of a model")
+        command.add_argument("--notebooks", help="names, separated by commas; all that have a file in the folder")
+        command.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+        command.set_defaults(run=run)
+
+
+def plan(options: argparse.Namespace) -> int:
+    needs = batch.needs(_read(options), options.precision)
+    table = cost.estimate(needs)
+    lines = [table.drop(columns=["images", "image_operations", "attack_operations"]).to_string(index=False)] * (
+        len(table) > 0
+    )
+    sys.stdout.write("\n".join([*lines, cost.summary(needs, table), ""]))
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    return _job(options, "train", *options.keys)
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    return _job(options, "evaluate", *options.keys)
+
+
+def notebook(options: argparse.Namespace) -> int:
+    return _job(options, "notebook", options.name)
+
+
+def _read(options: argparse.Namespace) -> dict[str, dict]:
+    return batch.read(options.folder, options.notebooks and options.notebooks.split(","))
+
+
+def _job(options: argparse.Namespace, kind: str, *of: str) -> int:
+    """One job on a GPU of its own, where there is one, with a line at its start and its end."""
+    values = _read(options)
+    store = str(next(iter(values.values())).get("store"))  # before parameters are checked, since that asks CUDA
+    with machine.gpu(machine.root() / store / "batch" / "gpus") as gpu:
+        _log("begins", kind, *of, f"on {platform.node()}, GPU {gpu}, {os.environ.get('OMP_NUM_THREADS')} threads")
+        needs = batch.needs(values, options.precision)
+        if kind == "notebook":
+            batch.notebook(needs, *of)
+        else:
+            {"train": batch.train, "evaluate": batch.evaluate}[kind](needs, of)
+        _log("ends", kind, *of)
+    return 0
+
+
+def _log(*words: str) -> None:
+    sys.stderr.write(f"{datetime.now().isoformat(timespec='milliseconds')} {' '.join(words)}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
