@@ -1,5 +1,6 @@
 # make reproduce   run the notebooks into runs/$(TIER)/, as notebooks and as HTML
-# make test        lint, tests, and the committed notebooks checked by nbval
+# make batch       the same by the batch engine, job by job; make batch-plan says what it would do
+# make test        lint, tests, and the committed notebooks checked by nbval; make test-slurm: the engine under Slurm
 # make report      results/$(TIER)/index.html, from what a run left there
 # All make the virtual environment .venv first, if it is missing or requirements.txt is newer.
 
@@ -8,8 +9,14 @@ TIER ?= smoke
 NOTEBOOKS ?= tour rq1_auxiliary_tasks rq2_marginal_vulnerability rq3_task_weights rq4_task_selection fidelity new_dataset
 OUT = runs/$(TIER)
 BIN = .venv/bin
+PROFILE ?= workflow/profiles/local
+PACK ?= 1
+PRECISION ?= auto
+# All notebooks of the tier, unless the command line names some.
+CHOSEN = $(if $(filter command line,$(origin NOTEBOOKS)),notebooks=$(shell echo $(NOTEBOOKS) | tr ' ' ,))
+ENGINE = $(BIN)/snakemake --workflow-profile $(PROFILE) --config params=params/$(TIER) pack=$(PACK) precision=$(PRECISION) $(CHOSEN)
 
-.PHONY: reproduce notebooks report test lint clean
+.PHONY: reproduce batch batch-plan notebooks report test test-slurm lint clean
 .DELETE_ON_ERROR:
 
 reproduce: .venv/installed
@@ -21,6 +28,12 @@ reproduce: .venv/installed
 	    $(BIN)/jupyter nbconvert --log-level ERROR --to html $(OUT)/$$name.ipynb; \
 	done
 	@echo; echo "Done. Open:"; for name in $(NOTEBOOKS); do echo "  $(CURDIR)/$(OUT)/$$name.html"; done
+
+batch: .venv/installed
+	$(ENGINE)
+
+batch-plan: .venv/installed
+	$(ENGINE) --dry-run
 
 # Execute the committed notebooks again, in place, with their defaults.
 notebooks: .venv/installed
@@ -34,6 +47,10 @@ report: .venv/installed
 test: .venv/installed lint
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 	    --nbval-cell-timeout 600 tests notebooks
+
+# On Debian or Ubuntu, as root; says so and passes where Slurm is not there and cannot be installed.
+test-slurm: .venv/installed
+	tests/slurm/run $(BIN)/python
 
 lint: .venv/installed
 	$(BIN)/ruff check .

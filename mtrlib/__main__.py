@@ -1,35 +1,121 @@
-"""python -m mtrlib check-data NAME ROOT: what is in the files of a data set, and what of it would stop a run."""
+"""`python -m mtrlib`: what the batch engine runs, and what a person may run by hand. See `--help`."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import sys
+from datetime import datetime
+from pathlib import Path
 
 import pandas as pd
 
-from mtrlib import data
+from mtrlib import batch, cost, data, machine, report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command. Returns 0, or 1 where something would stop a run."""
-    parser = argparse.ArgumentParser(prog="python -m mtrlib", description="Multi-task models under attack.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check-data", help="read every file of a data set and say what would stop a run")
-    check.add_argument("name", choices=data.NAMES[1:], help="the data set")
-    check.add_argument("root", help="the folder of its files")
-    check.add_argument("--tasks", help="letters of the tasks to look at; by default all that have files")
+    parser = argparse.ArgumentParser(prog="python -m mtrlib", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    add_batch(commands)
+    add_data(commands)
     options = parser.parse_args(arguments)
     try:
-        table = data.check(options.name, options.root, options.tasks)
+        return options.run(options)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
-        return 1
+        return 2
+
+
+def add_batch(commands) -> None:
+    """The commands of the batch engine."""
+    texts = {
+        plan: "print what the notebooks of a folder of parameters need, and what it costs",
+        train: "train models: those of the keys that `plan` prints, or all",
+        evaluate: "run the attacks on models: those of the keys, or all",
+        notebook: "run one notebook",
+    }
+    for run, text in texts.items():
+        command = commands.add_parser(run.__name__, help=text, description=text)
+        command.add_argument("folder", help="of the parameters, such as params/smoke")
+        if run is notebook:
+            command.add_argument("name", help="of the notebook, without .ipynb")
+        if run in (train, evaluate):
+            command.add_argument("keys", nargs="*", metavar="KEY", help="of a model")
+        command.add_argument("--notebooks", help="names, separated by commas; all that have a file in the folder")
+        command.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+        command.set_defaults(run=run)
+
+
+def add_data(commands) -> None:
+    """The commands that look at files and write the page of results."""
+    text = "read every file of a data set and say what would stop a run"
+    command = commands.add_parser("check-data", help=text, description=text)
+    command.add_argument("name", choices=data.NAMES[1:], help="the data set")
+    command.add_argument("root", help="the folder of its files")
+    command.add_argument("--tasks", help="letters of the tasks to look at; by default all that have files")
+    command.set_defaults(run=check_data)
+    text = "write index.html into a folder of results, and its notebooks as HTML"
+    command = commands.add_parser("report", help=text, description=text)
+    command.add_argument("folder", help="with executed notebooks, their tables and figures, such as results/laptop")
+    command.set_defaults(run=page)
+
+
+def check_data(options: argparse.Namespace) -> int:
+    """1 where something would stop a run."""
+    table = data.check(options.name, options.root, options.tasks)
     sys.stdout.write(f"{_text(table)}\n")
     stopping = table[table.stops]
     for problem in dict.fromkeys(stopping.problem):
         sys.stderr.write(f"{problem}\n")
     sys.stdout.write(f"{'A run would stop.' if len(stopping) else 'Nothing would stop a run.'}\n")
     return 1 if len(stopping) else 0
+
+
+def page(options: argparse.Namespace) -> int:
+    sys.stdout.write(f"{report.write(Path(options.folder))}\n")
+    return 0
+
+
+def plan(options: argparse.Namespace) -> int:
+    needs = batch.needs(_read(options), options.precision)
+    table = cost.estimate(needs)
+    lines = [table.drop(columns=["images", "image_operations", "attack_operations"]).to_string(index=False)] * (
+        len(table) > 0
+    )
+    sys.stdout.write("\n".join([*lines, cost.summary(needs, table), ""]))
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    return _job(options, "train", *options.keys)
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    return _job(options, "evaluate", *options.keys)
+
+
+def notebook(options: argparse.Namespace) -> int:
+    return _job(options, "notebook", options.name)
+
+
+def _read(options: argparse.Namespace) -> dict[str, dict]:
+    return batch.read(options.folder, options.notebooks and options.notebooks.split(","))
+
+
+def _job(options: argparse.Namespace, kind: str, *of: str) -> int:
+    """One job on a GPU of its own, where there is one, with a line at its start and its end."""
+    values = _read(options)
+    store = str(next(iter(values.values())).get("store"))  # before parameters are checked, since that asks CUDA
+    with machine.gpu(machine.root() / store / "batch" / "gpus") as gpu:
+        _log("begins", kind, *of, f"on {platform.node()}, GPU {gpu}, {os.environ.get('OMP_NUM_THREADS')} threads")
+        needs = batch.needs(values, options.precision)
+        if kind == "notebook":
+            batch.notebook(needs, *of)
+        else:
+            {"train": batch.train, "evaluate": batch.evaluate}[kind](needs, of)
+        _log("ends", kind, *of)
+    return 0
 
 
 def _text(table: pd.DataFrame) -> str:
@@ -41,6 +127,11 @@ def _text(table: pd.DataFrame) -> str:
         shares = ", ".join(f"{name} {100 * count / total:.3g} %" for name, count in row.classes.items())
         lines.append(f"classes of {row.task}, {row.split}: {shares}")
     return "\n".join(lines)
+
+
+def _log(*words: str) -> None:
+    sys.stderr.write(f"{datetime.now().isoformat(timespec='milliseconds')} {' '.join(words)}\n")
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
 import torchvision
+from filelock import FileLock, Timeout
 
 import mtrlib
 
@@ -16,6 +21,38 @@ import mtrlib
 def device() -> torch.device:
     """The first CUDA device, or the CPU where there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def gpu(folder: Path) -> Iterator[str | None]:
+    """One GPU of this machine for as long as the context lasts, shared out among the processes that name one folder.
+
+    CUDA_VISIBLE_DEVICES is set to it, so enter before anything asks CUDA. A GPU is a lock in `folder`, which the
+    operating system gives back when its owner dies. Inside a job of Slurm that has GPUs of its own, and where there are
+    none, nothing is done.
+
+    Yields
+    ------
+    What CUDA_VISIBLE_DEVICES is now; None where there is no GPU.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None and "SLURM_JOB_ID" in os.environ:
+        yield given
+        return
+    names = map(str, range(torch.cuda.device_count())) if given is None else given.split(",")
+    locks = {name: FileLock(folder / f"{platform.node()}-gpu{name}.lock") for name in names if name}
+    if not locks:
+        yield None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    while (name := next(filter(lambda name: _taken(locks[name]), locks), None)) is None:
+        time.sleep(0.5)
+    os.environ["CUDA_VISIBLE_DEVICES"] = name
+    try:
+        yield name
+    finally:
+        locks[name].release()
+        os.environ.pop("CUDA_VISIBLE_DEVICES") if given is None else os.environ.update(CUDA_VISIBLE_DEVICES=given)
 
 
 def precision() -> str:
@@ -57,6 +94,14 @@ def describe() -> dict[str, str]:
         "device": f"{where.type} ({name}, {torch.get_num_threads()} threads)",
         "bfloat16": f"{'fast' if precision() == 'bfloat16' else 'slow'} here",
     }
+
+
+def _taken(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
 
 
 def _commit() -> str:

@@ -7,18 +7,21 @@ that alone, so correlations are given pooled and within main tasks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import pearsonr, rankdata
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtrlib import attacks, metrics, theory, training
+from mtrlib import attacks, metrics, models, theory
 from mtrlib.specs import ModelSpec
 from mtrlib.store import Store
 from mtrlib.studies import Cell
+from mtrlib.tasks import Task
 
 CELL = ["main", "auxiliary"]
 # The target and each proxy, and the panel of `studies.rq4` whose models and attacks it needs.
@@ -120,13 +123,26 @@ def costs(store: Store, cells: list[Cell], panel_images: int) -> pd.DataFrame:
     return table.assign(**{"share of seconds": table["training seconds"] / table["training seconds"][0]})
 
 
-@lru_cache
 def forward_operations(spec: ModelSpec) -> int:
     """Floating-point operations of one forward pass of one image through all decoders."""
-    model = training.build(spec, spec.data.tasks).eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, spec.data.size, spec.data.size))
-    return counter.get_total_flops()
+    encoder, decoders = _operations(spec.encoder, spec.data.size, tuple(spec.data.tasks.values()))
+    return encoder + sum(decoders[letter] for letter in spec.tasks)
+
+
+@lru_cache
+def _operations(encoder: str, size: int, tasks: tuple[Task, ...]) -> tuple[int, dict[str, int]]:
+    """Of the encoder and of each task's decoder, counted on tensors that have shapes and no content."""
+
+    def count(module: Callable[[Tensor], Tensor], given: Tensor) -> tuple[int, Tensor]:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            result = module(given)
+        return counter.get_total_flops(), result
+
+    definitions = {task.letter: task for task in tasks}
+    with torch.device("meta"):
+        model = models.build(encoder, "".join(definitions), definitions=definitions).eval()
+        body, latent = count(model.encode, torch.zeros(1, 3, size, size))
+        return body, {letter: count(decoder, latent)[0] for letter, decoder in model.decoders.items()}
 
 
 def correlations(cells: pd.DataFrame, target: str, proxies: list[str], seed: int = 0) -> pd.DataFrame:

@@ -274,6 +274,16 @@ def train(store: Store, cells: list[Cell]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def attack(store: Store, wanted: list[Evaluation]) -> None:
+    """Run the attacks that the store lacks."""
+    missing = [e for e in wanted if not store.has_errors(e.model, e.attack, e.epoch, e.source)]
+    if missing:
+        with bar(sum(e.attack.images * e.attack.steps for e in missing), "attacks", "image-step") as progress:
+            for e in missing:
+                advance = partial(_advance, progress, e.attack.steps)
+                store.errors(e.model, e.attack, e.epoch, advance, e.source)
+
+
 def run(store: Store, cells: list[Cell]) -> pd.DataFrame:
     """The errors table of a study; what the store lacks is attacked now.
 
@@ -284,12 +294,7 @@ def run(store: Store, cells: list[Cell]) -> pd.DataFrame:
     `main` is the main task of the cell.
     """
     wanted = evaluations(cells)
-    missing = [e for e in wanted if not store.has_errors(e.model, e.attack, e.epoch, e.source)]
-    if missing:
-        with bar(sum(e.attack.images * e.attack.steps for e in missing), "attacks", "image-step") as progress:
-            for e in missing:
-                advance = partial(_advance, progress, e.attack.steps)
-                store.errors(e.model, e.attack, e.epoch, advance, e.source)
+    attack(store, wanted)
     tables = {e: _with_attacked_losses(store.errors(e.model, e.attack, e.epoch, source=e.source), e) for e in wanted}
     frames = []
     for cell in cells:

@@ -1,27 +1,10 @@
 import pytest
 import yaml
 
-from mtrlib import data, ladder, machine, parameters, studies
+from mtrlib import batch, data, machine, parameters
 from mtrlib.data import rooms
 
 PARAMETERS = machine.root() / "params"
-KINDS = {
-    "fidelity": parameters.Fidelity,
-    "rq4_task_selection": parameters.RQ4,
-    "tour": parameters.Tour,
-    "rq1_auxiliary_tasks": parameters.RQ1,
-    "rq2_marginal_vulnerability": parameters.RQ2,
-    "rq3_task_weights": parameters.RQ3,
-    "new_dataset": parameters.NewDataset,
-}
-STUDIES = {
-    parameters.Fidelity: ladder.cells,
-    parameters.RQ4: studies.rq4,
-    parameters.RQ1: studies.rq1,
-    parameters.RQ2: studies.rq2,
-    parameters.RQ3: studies.rq3,
-    parameters.NewDataset: studies.new_dataset,
-}
 
 
 def smoke() -> dict:
@@ -33,10 +16,11 @@ def test_every_parameters_file_is_valid(path, tmp_path):
     values = yaml.safe_load(path.read_text())
     if values.get("example"):  # what the notebook does before its check
         values["root"] = str(data.write_example(tmp_path, 2, 2))
-    p = parameters.check(dict(values), KINDS[path.stem])
+    kind, study = batch.NOTEBOOKS[path.stem]
+    p = parameters.check(dict(values), kind)
     assert path.parent.name in p.output
-    if type(p) in STUDIES:
-        assert STUDIES[type(p)](p)
+    if study:
+        assert study(p)
 
 
 @pytest.mark.parametrize(

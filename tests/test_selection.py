@@ -1,9 +1,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
-from mtrlib import claims, machine, metrics, parameters, published, selection, studies
+from mtrlib import claims, machine, metrics, parameters, published, selection, studies, training
+from mtrlib.specs import DataSpec, ModelSpec
 from mtrlib.store import Store
 
 
@@ -118,6 +121,16 @@ def test_the_study_has_all_panels_of_the_same_cells(p):
     ):
         with pytest.raises(ValueError, match=message):
             parameters.check({**p.model_dump(), **values}, parameters.RQ4)
+
+
+@pytest.mark.parametrize(("encoder", "size"), [("resnet18_small", 16), ("xception_small", 32), ("resnet18", 64)])
+def test_operations_are_those_of_a_pass_through_the_model(encoder, size):
+    for tasks in ("s", "sdn"):
+        spec = ModelSpec(data=DataSpec(size=size), tasks=tasks, encoder=encoder)
+        model = training.build(spec, selection.CLASSES).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, 3, size, size))
+        assert selection.forward_operations(spec) == counter.get_total_flops() > 0
 
 
 def test_costs_and_the_first_order_of_trained_models(p, tmp_path):

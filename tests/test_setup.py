@@ -25,7 +25,8 @@ def test_conda_and_pip_install_the_same_versions():
 
 def test_the_pins_lie_in_the_ranges_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["test"]]
+    extras = project["optional-dependencies"]
+    wanted = [Requirement(text) for text in project["dependencies"] + extras["test"] + extras["batch"]]
     pinned = {Requirement(name).name: version for name, version in pins().items()}
     assert {requirement.name for requirement in wanted} == set(pinned)
     assert [r.name for r in wanted if not r.specifier.contains(pinned[r.name])] == []
