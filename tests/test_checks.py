@@ -89,7 +89,7 @@ def test_a_faulty_description_is_one_line_and_no_traceback(root):
     (root / "dataset.yaml").write_text("images: [")
     command = [sys.executable, "-m", "mtrlib", "check-data", "folder", str(root)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert str(root / "dataset.yaml") in done.stderr
 

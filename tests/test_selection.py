@@ -127,7 +127,7 @@ def test_the_study_has_all_panels_of_the_same_cells(p):
 def test_operations_are_those_of_a_pass_through_the_model(encoder, size):
     for tasks in ("s", "sdn"):
         spec = ModelSpec(data=DataSpec(size=size), tasks=tasks, encoder=encoder)
-        model = training.build(spec, selection.CLASSES).eval()
+        model = training.build(spec, spec.data.tasks).eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 3, size, size))
         assert selection.forward_operations(spec) == counter.get_total_flops() > 0
