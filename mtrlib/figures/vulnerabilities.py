@@ -56,7 +56,7 @@ def errors(alone: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     """
     mains = list(dict.fromkeys(alone.main))
     with plt.rc_context(STYLE):
-        columns = min(len(mains), 3)
+        columns = 2 if len(mains) == 4 else min(len(mains), 3)
         rows = -(-len(mains) // columns)
         size = (3.7 * columns + 1.8, 3.1 * rows)
         figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
