@@ -18,6 +18,12 @@ def script(name: str):
     return module
 
 
+def beside(name: str, monkeypatch):
+    """A benchmark that imports another, as it does when it is run from its folder."""
+    monkeypatch.syspath_prepend(str(machine.root() / "benchmarks"))
+    return script(name)
+
+
 @pytest.fixture(scope="module")
 def attack_cost():
     return script("attack_cost")
@@ -53,3 +59,46 @@ def test_input_share_is_a_share(tmp_path, monkeypatch):
     found = script("input_share").measure(options, tmp_path / "example")
     assert 0 < found["share of input"] < 1
     assert found["share of input"] == pytest.approx(found["batch ms"] / found["step ms"])
+
+
+def test_the_zoo_has_every_distinct_model_once(monkeypatch):
+    """66 sets of one or two of eleven tasks; 20 ordered pairs with other weights; 15 sets of five tasks an encoder."""
+    scaling = beside("scaling", monkeypatch)
+    monkeypatch.setattr(scaling, "seconds_of", lambda encoder, tasks, *_: (1.0, 1.0))
+    table = scaling.projection(torch.device("cpu"), "float32").set_index(["encoder", "weights"])
+    assert table.models.tolist() == [66, 20, 15, 15, 15, 15, 146]
+    training = table.loc[("resnet18", "uniform"), "training hours"]
+    assert training == pytest.approx(66 * 150 * scaling.TRAIN_IMAGES / 3600), "once, for as long as the longest setting"
+
+
+def test_the_slope_of_the_cost_is_that_of_its_series(monkeypatch):
+    scaling = beside("scaling", monkeypatch)
+    monkeypatch.setattr(scaling, "VARIED", {"size": (32, 64, 128)})
+    monkeypatch.setattr(scaling, "run", lambda what, setting, *_: Setting(setting))
+    monkeypatch.setattr(scaling.attack_cost, "clock", lambda run, device: 0.5 * run["size"] ** 2)
+    table = scaling.measured(torch.device("cpu"), "float32", 1)
+    assert set(table.what) == {"PGD", "training"}
+    assert table.slope.tolist() == pytest.approx([2.0] * 6)
+
+
+class Setting(dict):
+    """A run that does nothing and knows its setting."""
+
+    def __call__(self) -> None: ...
+
+
+def test_peers_compares_on_the_same_batch_and_names_what_is_not_installed(monkeypatch):
+    peers = beside("peers", monkeypatch)
+    monkeypatch.setattr(peers, "_library", lambda name, absent: absent.append(name))
+    model = peers.models.build("resnet18_small", "sd", classes=11, seed=0).requires_grad_(False)
+    classifier = peers.Classifier(model, "float32").eval()
+    images, labels, absent = torch.rand(2, 3, 16, 16), torch.tensor([1, 2]), []
+    monkeypatch.setattr(peers, "STEPS", 2)
+    runs = peers.attackers(classifier, images, labels, absent)
+    assert {name: list(found) for name, found in runs.items()} == {"PGD-2": ["mtrlib"], "Auto-PGD-2": ["mtrlib"]}
+    assert absent == ["torchattacks", "foolbox", "art.attacks.evasion", "autoattack.autopgd_base"]
+    row = peers.compare(runs["PGD-2"], torch.device("cpu"), OPTIONS)[0]
+    assert (row["result"] - images).abs().max() <= peers.EPS + 1e-6
+    assert row["times ours"] == 1
+    trained = peers.compare(peers.trainers("float32", OPTIONS, torch.device("cpu")), torch.device("cpu"), OPTIONS)
+    assert [row["library"] for row in trained] == ["mtrlib", "plain PyTorch"]
