@@ -8,6 +8,27 @@ from mtrlib.data.scenes import CENTRE, CLASS, HALF, PAINTED, TURN
 from mtrlib.specs import DataSpec, ModelSpec
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For short operations: sharing them costs more than it saves."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """48 rooms, as `rooms.draw` gives them."""
+    return rooms.draw("train", 48)
+
+
+@pytest.fixture(scope="module")
+def view(scenes):
+    """Those rooms rendered at 64 pixels."""
+    return rooms.render(scenes, 64)
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)

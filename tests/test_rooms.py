@@ -9,23 +9,7 @@ from mtrlib.data import labels, rooms
 from mtrlib.tasks import TASKS
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Operations are short here: sharing them costs more than it saves."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def scenes():
-    return rooms.draw("train", 48)
-
-
-@pytest.fixture(scope="module")
-def view(scenes):
-    return rooms.render(scenes, 64)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
