@@ -8,7 +8,6 @@ import torch
 from mtrlib.data import casting, labels, rooms
 from mtrlib.data.scenes import CLASS, COLOUR, HALF, PAINTED, TEXTURE
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -8,7 +8,6 @@ import torch
 from mtrlib.data import labels, rooms
 from mtrlib.tasks import TASKS
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
