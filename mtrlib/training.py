@@ -6,19 +6,20 @@ seed and the epoch alone, so a training that was killed and started again ends w
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 from torch import Tensor
 
-from mtrlib import machine, models, weights
+from mtrlib import machine, models, sealed, weights
 from mtrlib.data import Dataset
 from mtrlib.progress import bar
 from mtrlib.specs import ModelSpec
@@ -42,7 +43,7 @@ def fit(
 
     Returns
     -------
-    One dict an epoch: epoch, seconds, and the mean training loss by task letter.
+    One dict an epoch: epoch, seconds, the mean training loss by task letter, and of a checkpoint its sha256.
 
     Raises
     ------
@@ -53,7 +54,8 @@ def fit(
     optimizer = optimizer_of(spec, parameters)
     folder.mkdir(parents=True, exist_ok=True)
     balance = weights.balancer(spec.weights, spec.tasks)
-    history = _resume(folder / "resume.safetensors", model, parameters, optimizer, balance)
+    resumed = folder / "resume.safetensors"
+    history = _resume(resumed, spec, model, parameters, optimizer, balance)
     saved = time.monotonic()
     total, done = spec.epochs * len(data), len(history) * len(data)
     with bar(total, description or spec.tasks, "image", done) as progress, machine.exact():
@@ -65,9 +67,9 @@ def fit(
             history[-1]["seconds"] = round(time.monotonic() - started, 3)
             progress.set_postfix_str(f"loss {sum(history[-1][task] for task in spec.tasks):.3f}", refresh=False)
             if epoch in spec.checkpoints:
-                save(checkpoint(folder, epoch), model.state_dict())
+                history[-1]["sha256"] = save(checkpoint(folder, epoch), model.state_dict())
             if epoch in spec.checkpoints or time.monotonic() - saved > SAVE_EVERY:
-                _save_resume(folder / "resume.safetensors", model, parameters, optimizer, balance, history)
+                _save_resume(resumed, spec, model, parameters, optimizer, balance, history)
                 saved = time.monotonic()
     return history
 
@@ -135,11 +137,11 @@ def checkpoint(folder: Path, epoch: int) -> Path:
     return folder / f"epoch_{epoch:04d}.safetensors"
 
 
-def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors to a file that is either whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-    os.replace(temporary, path)
+def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
+    """Write tensors to a file that is either whole or not there. Returns its sha256."""
+    return sealed.write(
+        path, serialised({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, metadata)
+    )
 
 
 def learning_rate(spec: ModelSpec, progress: float) -> float:
@@ -162,20 +164,27 @@ def _means(losses: Tensor, spec: ModelSpec, epoch: int) -> dict[str, float]:
     return dict(zip(spec.tasks, losses.double().mean(dim=0).tolist(), strict=True))
 
 
-def _save_resume(path: Path, model, parameters, optimizer, balance, history: list[dict]) -> None:
+def _save_resume(path: Path, spec: ModelSpec, model, parameters, optimizer, balance, history: list[dict]) -> None:
     state = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in parameters.items():
         state |= {f"optimizer/{name}/{key}": value for key, value in optimizer.state[parameter].items()}
     if balance is not None:
         state |= {f"balance/{key}": value for key, value in balance.state().items()}
-    save(path, state, {"history": json.dumps(history)})
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    about = {"spec": spec.key, "history": json.dumps(history)}
+    save(path, state, {**about, "sha256": _digest(state, about)})
 
 
-def _resume(path: Path, model, parameters, optimizer, balance) -> list[dict]:
-    """Load the state at `path`, if there is one, and return its history."""
+def _resume(path: Path, spec: ModelSpec, model, parameters, optimizer, balance) -> list[dict]:
+    """Load the state at `path`, if there is one, and return its history. A state that is damaged, of another model, or
+    whose checkpoints are, is set aside: the training begins anew."""
     if not path.exists():
         return []
-    state = load_file(path)
+    try:
+        state, history = _read_resume(path, spec)
+    except sealed.Damaged as error:
+        sealed.set_aside(path, error.reason)
+        return []
     model.load_state_dict({name[6:]: tensor for name, tensor in state.items() if name.startswith("model/")})
     if balance is not None:
         balance.load({name[8:]: tensor for name, tensor in state.items() if name.startswith("balance/")})
@@ -188,5 +197,33 @@ def _resume(path: Path, model, parameters, optimizer, balance) -> list[dict]:
             same = tensor.shape == parameter.shape
             restored = torch.empty_like(parameter).copy_(tensor) if same else tensor.to(parameter.device)
             optimizer.state[parameter][key] = restored
-    with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["history"])
+    return history
+
+
+def _read_resume(path: Path, spec: ModelSpec) -> tuple[dict[str, Tensor], list[dict]]:
+    """The state at `path` and its history."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = dict(file.metadata())
+        state = load_file(path)
+        written = about.pop("sha256")
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        raise sealed.Damaged(path, " ".join(str(error).split())) from error
+    if written != _digest(state, about):
+        raise sealed.Damaged(path, "its content is not that of its checksum")
+    if about["spec"] != spec.key:
+        raise sealed.Damaged(path, "it is of another model")
+    history = json.loads(about["history"])
+    for row in history:
+        if "sha256" in row:
+            sealed.read(checkpoint(path.parent, row["epoch"]), row["sha256"])
+    return state, history
+
+
+def _digest(state: dict[str, Tensor], about: dict[str, str]) -> str:
+    """Of names, types, shapes and values, on the CPU."""
+    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(state.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
