@@ -12,7 +12,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -38,10 +38,8 @@ def write(path: Path, content: bytes) -> str:
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        try:
+        with suppress(OSError):  # of a folder that cannot be written to: nothing is there to remove
             temporary.unlink(missing_ok=True)
-        except OSError:  # of a folder that cannot be written to: nothing is there to remove
-            pass
     return hashlib.sha256(content).hexdigest()
 
 

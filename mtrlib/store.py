@@ -226,6 +226,7 @@ def _check_format(path: Path) -> None:
         found = b"an older one, without the file format"
     if found != FORMAT.encode():
         raise ValueError(
-            f"The store {path} should have the format {FORMAT.strip()!r}. Found {found[:80].decode(errors='replace')!r}. "
+            f"The store {path} should have the format {FORMAT.strip()!r}. "
+            f"Found {found[:80].decode(errors='replace')!r}. "
             "Move that folder away or give another store: its results are computed again."
         )
