@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrlib import machine, models, sealed, weights
 from mtrlib.data import Dataset
@@ -47,7 +47,8 @@ def fit(
 
     Raises
     ------
-    FloatingPointError : where a loss is not finite, with its epoch, step and task.
+    FloatingPointError : where a loss or a gradient is not finite, with its epoch, step and task; looked at when the
+        epoch ends, so that no step waits. What is saved is then from before that epoch.
     """
     model = build(spec, data.tasks, spec.pretrained).to(device)
     parameters = dict(model.named_parameters())
@@ -62,8 +63,8 @@ def fit(
         for epoch in range(len(history) + 1, spec.epochs + 1):
             started = time.monotonic()
             steps = epoch_losses(spec, model, optimizer, data, device, epoch, progress.update, balance)
-            losses = torch.stack(list(steps))
-            history.append({"epoch": epoch, "seconds": 0.0, **_means(losses, spec, epoch)})
+            losses, norms = (torch.stack(rows) for rows in zip(*steps, strict=True))
+            history.append({"epoch": epoch, "seconds": 0.0, **_means(losses, norms, spec, epoch)})
             history[-1]["seconds"] = round(time.monotonic() - started, 3)
             progress.set_postfix_str(f"loss {sum(history[-1][task] for task in spec.tasks):.3f}", refresh=False)
             if epoch in spec.checkpoints:
@@ -97,18 +98,19 @@ def epoch_losses(
     epoch: int,
     advance: Callable[[int], object] = lambda images: None,
     balance: weights.GradNorm | weights.Aggregated | None = None,
-) -> Iterator[Tensor]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Train one epoch (counted from 1).
 
-    Yields the task losses of each step, (T,), on the device: no step waits for the host, but for aggregators that
-    compute there. `advance` is told the number of images of each step; `balance` weighs the gradients where the
-    weights are not fixed.
+    Yields, of each step, the task losses, (T,), and the lengths of the gradients of the encoder and of each decoder,
+    (1 + T,), on the device: no step waits for the host, but for aggregators that compute there. `advance` is told the
+    number of images of each step; `balance` weighs the gradients where the weights are not fixed.
     """
     if balance is None:
         fixed = torch.tensor(weights.task_weights(spec.weights, spec.tasks), device=device)
     generator = torch.Generator().manual_seed(spec.seed * 1_000_003 + epoch)
     order = torch.randperm(len(data), generator=generator).to(data.images.device)
     steps = math.ceil(len(data) / spec.batch_size)
+    groups = [list(part.parameters()) for part in (model.encoder, *(model.decoders[t] for t in spec.tasks))]
     model.train()
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -127,9 +129,10 @@ def epoch_losses(
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed((spec.seed * 1_000_003 + epoch) * 1_000_003 + step)
                 weights.step(balance, model, latent, losses, cut)
+        norms = [nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups]
         optimizer.step()
         advance(len(index))
-        yield torch.stack(losses).detach()
+        yield torch.stack(losses).detach(), torch.stack(norms)
 
 
 def checkpoint(folder: Path, epoch: int) -> Path:
@@ -152,13 +155,16 @@ def learning_rate(spec: ModelSpec, progress: float) -> float:
     return spec.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _means(losses: Tensor, spec: ModelSpec, epoch: int) -> dict[str, float]:
-    """(steps, T) -> the mean of each task; stops at a value that is not finite."""
-    bad = (~losses.isfinite()).nonzero()
+def _means(losses: Tensor, norms: Tensor, spec: ModelSpec, epoch: int) -> dict[str, float]:
+    """(steps, T) losses -> the mean of each task; stops at one, or a gradient (steps, 1 + T), that is not finite."""
+    bad = (~torch.cat([losses, norms], dim=1).isfinite()).nonzero()
     if len(bad):
-        step, task = bad[0].tolist()
+        step, column = min(map(tuple, bad.tolist()))  # the first step; of that, losses before gradients
+        names = [f"loss of task {task}" for task in spec.tasks] + ["gradient of the encoder"]
+        names += [f"gradient of the decoder of task {task}" for task in spec.tasks]
+        value = torch.cat([losses[step], norms[step]])[column].item()
         raise FloatingPointError(
-            f"The loss of task {spec.tasks[task]} is {losses[step, task].item()} in epoch {epoch}, step {step + 1} "
+            f"The {names[column]} is {value} in epoch {epoch}, step {step + 1} "
             f"of the model {spec.tasks} (seed {spec.seed}); a smaller learning_rate than {spec.learning_rate} may help."
         )
     return dict(zip(spec.tasks, losses.double().mean(dim=0).tolist(), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import subprocess
 import warnings
 from collections.abc import Callable
@@ -43,10 +44,8 @@ def disk(request, tmp_path, monkeypatch):
 
     def fill(left: int) -> None:
         filler = path / "filler"
-        with open(filler, "wb") as file, pytest.raises(OSError, match="No space"):
-            while True:
-                file.write(bytes(1 << 20))
-                file.flush()
+        with open("/dev/zero", "rb") as zeros, open(filler, "wb") as file, pytest.raises(OSError, match="No space"):
+            shutil.copyfileobj(zeros, file, 1 << 20)
         with open(filler, "r+b") as file:
             file.truncate(filler.stat().st_size - left)
 
