@@ -1,6 +1,7 @@
 # make reproduce   run the notebooks into runs/$(TIER)/, as notebooks and as HTML
 # make test        lint, tests, and the committed notebooks checked by nbval
 # make report      results/$(TIER)/index.html, from what a run left there
+# make audit       known vulnerabilities of the versions in requirements.txt, looked up in a throw-away environment
 # All make the virtual environment .venv first, if it is missing or requirements.txt is newer.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ NOTEBOOKS ?= tour rq1_auxiliary_tasks rq2_marginal_vulnerability rq3_task_weight
 OUT = runs/$(TIER)
 BIN = .venv/bin
 
-.PHONY: reproduce notebooks report test lint clean
+.PHONY: reproduce notebooks report test lint audit clean
 .DELETE_ON_ERROR:
 
 reproduce: .venv/installed
@@ -38,6 +39,12 @@ test: .venv/installed lint
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+audit:
+	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	    $(PYTHON) -m venv "$$folder"; \
+	    "$$folder/bin/python" -m pip install --quiet --disable-pip-version-check pip-audit; \
+	    "$$folder/bin/pip-audit" --requirement requirements.txt --no-deps --disable-pip --strict
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed')"

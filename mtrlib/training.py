@@ -188,12 +188,12 @@ def _resume(path: Path, spec: ModelSpec, model, parameters, optimizer, balance) 
         return []
     try:
         state, history = _read_resume(path, spec)
-    except sealed.Damaged as error:
-        sealed.set_aside(path, error.reason)
+        if balance is not None:
+            balance.load({name[8:]: tensor for name, tensor in state.items() if name.startswith("balance/")})
+    except ValueError as error:
+        sealed.set_aside(path, getattr(error, "reason", str(error)))
         return []
     model.load_state_dict({name[6:]: tensor for name, tensor in state.items() if name.startswith("model/")})
-    if balance is not None:
-        balance.load({name[8:]: tensor for name, tensor in state.items() if name.startswith("balance/")})
     for name, tensor in state.items():
         kind, _, rest = name.partition("/")
         if kind == "optimizer":
