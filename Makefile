@@ -2,6 +2,7 @@
 # make batch       the same by the batch engine, job by job; make batch-plan says what it would do
 # make test        lint, tests, and the committed notebooks checked by nbval; make test-slurm: the engine under Slurm
 # make report      results/$(TIER)/index.html, from what a run left there
+# make audit       known vulnerabilities of the versions in requirements.txt, looked up in a throw-away environment
 # All make the virtual environment .venv first, if it is missing or requirements.txt is newer.
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ PRECISION ?= auto
 CHOSEN = $(if $(filter command line,$(origin NOTEBOOKS)),notebooks=$(shell echo $(NOTEBOOKS) | tr ' ' ,))
 ENGINE = $(BIN)/snakemake --workflow-profile $(PROFILE) --config params=params/$(TIER) pack=$(PACK) precision=$(PRECISION) $(CHOSEN)
 
-.PHONY: reproduce batch batch-plan notebooks report test test-slurm lint clean
+.PHONY: reproduce batch batch-plan notebooks report test test-slurm lint audit clean
 .DELETE_ON_ERROR:
 
 reproduce: .venv/installed
@@ -55,6 +56,12 @@ test-slurm: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+audit:
+	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	    $(PYTHON) -m venv "$$folder"; \
+	    "$$folder/bin/python" -m pip install --quiet --disable-pip-version-check pip-audit; \
+	    "$$folder/bin/pip-audit" --requirement requirements.txt --no-deps --disable-pip --strict
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed')"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pandas as pd
@@ -16,7 +17,12 @@ from mtrlib.tasks import definitions
 
 
 def attack_batch(
-    model: MultiTaskModel, batch: tuple, attack: AttackSpec, precision: str, generator: torch.Generator
+    model: MultiTaskModel,
+    batch: tuple,
+    attack: AttackSpec,
+    precision: str,
+    generator: torch.Generator,
+    without_gradient: list[Tensor] | None = None,
 ) -> Tensor:
     """The attacked images of one batch, (B, 3, H, W), in [0, 1].
 
@@ -26,12 +32,17 @@ def attack_batch(
     batch : images, targets and masks as `Dataset.batch` gives them, on the device of the model.
     attack, precision : what to do, and the precision of the convolutions while doing it.
     generator : of the random starts.
+    without_gradient : a list that gains a tensor (B,) bool, true where the first gradient that the attack takes is zero
+        in every pixel; none of an attack that takes no gradients.
     """
     images, targets, masks = batch
     model = for_attack(model, precision)
+    losses = task_losses(model, targets, masks, attack)
+    if without_gradient is not None:
+        losses = _watched(losses, without_gradient)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return attacks.NAMED[attack.name](
-            task_losses(model, targets, masks, attack),
+            losses,
             images,
             eps=attack.eps_255 / 255,
             step_size=attack.step_size_255 / 255,
@@ -79,7 +90,8 @@ def errors(
     With a `source` the images are made to attack that model and then shown to `model`: a transfer attack.
 
     The attack computes in `precision`; errors and losses, clean and adversarial, are always measured in float32, and
-    the clean ones on the images as they are.
+    the clean ones on the images as they are. Where more than a tenth of the images has no gradient for the attack to
+    follow, a warning says how many.
 
     Returns
     -------
@@ -88,12 +100,13 @@ def errors(
     for network in (model, source):
         if network is not None:
             network.eval()
-    frames = []
+    frames, without_gradient = [], []
     for start in range(0, len(data), batch_size):
         batch = data.batch(slice(start, start + batch_size), device)
         ids = data.ids[start : start + batch_size]
         generator = torch.Generator().manual_seed(attack.seed)  # anew: an image's start is the same in every batch
-        adversarial = attack_batch(model if source is None else source, batch, attack, precision, generator)
+        attacked_model = model if source is None else source
+        adversarial = attack_batch(attacked_model, batch, attack, precision, generator, without_gradient)
         clean, attacked = (_measure(model, images, *batch[1:]) for images in (batch[0], adversarial))
         for letter in model.tasks:
             columns = {"task": letter, "image_id": ids}
@@ -102,7 +115,27 @@ def errors(
                     columns[f"{name}_{kind}"] = measured[letter][kind].cpu().numpy()
             frames.append(pd.DataFrame(columns))
         advance(len(ids))
+    if without_gradient and (count := int(torch.cat(without_gradient).sum())) > len(data) / 10:
+        warnings.warn(
+            f"The attack {attack.name} on {attack.tasks!r} of a model of {model.tasks!r} finds no gradient at "
+            f"{count} of {len(data)} images: their errors under attack say little.",
+            stacklevel=2,
+        )
     return pd.concat(frames, ignore_index=True)
+
+
+def _watched(losses: attacks.Losses, without_gradient: list[Tensor]) -> attacks.Losses:
+    """The same losses; `without_gradient` gains where the first gradient taken of them is zero. No pass is added."""
+    watching = True
+
+    def watched(images: Tensor) -> Tensor:
+        nonlocal watching
+        if watching and images.requires_grad:
+            watching = False
+            images.register_hook(lambda gradient: without_gradient.append(~gradient.flatten(1).any(dim=1)))
+        return losses(images)
+
+    return watched
 
 
 @torch.no_grad()

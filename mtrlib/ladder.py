@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
-from mtrlib import fidelity, metrics, tables
+from mtrlib import fidelity, metrics, sealed, tables
 from mtrlib.fidelity import CHANGES
 from mtrlib.parameters import Fidelity
 from mtrlib.progress import bar
@@ -116,16 +115,14 @@ def run(store: Store, p: Fidelity) -> pd.DataFrame:
 
 def measured(store: Store, evaluation: Evaluation, changes: frozenset[str]) -> pd.DataFrame:
     """`fidelity.errors` of a model of the store, kept in its folder `fidelity` by content."""
-    path = _file(store, evaluation, changes)
-    if not path.exists():
-        spec, attack = evaluation.model, evaluation.attack
+    spec, attack = evaluation.model, evaluation.attack
+
+    def make() -> pd.DataFrame:
         model, data = store.model(spec, evaluation.epoch), store.data(spec, "test", attack.images)
-        rows = fidelity.errors(model, data, attack, changes, precision=spec.precision, device=store.device)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        rows.to_parquet(temporary, index=False)
-        os.replace(temporary, path)
-    return pd.read_parquet(path)
+        return fidelity.errors(model, data, attack, changes, precision=spec.precision, device=store.device)
+
+    about = {"evaluation": evaluation.model_dump(mode="json"), "changes": sorted(changes), "batch": fidelity.BATCH}
+    return sealed.table(_file(store, evaluation, changes), about, make)
 
 
 def vulnerabilities(store: Store, p: Fidelity, changes: frozenset[str]) -> pd.DataFrame:

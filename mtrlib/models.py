@@ -194,7 +194,11 @@ def load_published(path: str | Path) -> MultiTaskModel:
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # no name of a file at all
+        there = False
+    if not there:
         raise ValueError(f"Parameter path should be a checkpoint. There is no file {path}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -222,7 +226,13 @@ def _differences(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[tu
         if name in state and state[name].shape != wanted[name].shape:
             found, allowed = tuple(state[name].shape), tuple(wanted[name].shape)
             faults.append(("of a wrong shape", name, f": {found} instead of {allowed}"))
+        elif name in state and wanted[name].is_floating_point() and not _finite(state[name]):
+            faults.append(("no finite numbers", name, ""))
     return faults
+
+
+def _finite(value: Tensor) -> bool:
+    return value.layout is torch.strided and value.is_floating_point() and bool(value.isfinite().all())
 
 
 def _counters(wanted: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ class Parameters(BaseModel):
     holds trained models and errors, `output` the notebook's tables; relative paths start at the repository.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     data: Literal[NAMES]
     root: str
@@ -322,8 +322,9 @@ def _sentence(fault: dict) -> str:
         return f"Parameter {name} is missing."
     found = fault["input"] if fault["loc"] else None
     message = fault["msg"].removeprefix("Value error, ")
-    if message.startswith("Parameter "):  # it says all that there is to say
-        return message
+    if message.startswith("Parameter "):  # it says all that there is to say, but perhaps by another name
+        own = not fault["loc"] or message.startswith(f"Parameter {fault['loc'][0]} ")
+        return message if own else f"Parameter {name}: {message.removeprefix('Parameter ')}"
     hint = ""
     if isinstance(found, str) and fault["type"] in ("float_type", "int_type"):
         hint = " (YAML reads 1e-4 and 8/255 as text: write 1.0e-4, and budgets in 255ths)"

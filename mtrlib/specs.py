@@ -31,7 +31,7 @@ Optimizer = Literal["adamw", "sgd"]
 class Spec(BaseModel):
     """A frozen value that refuses unknown names and wrong types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @property
     def key(self) -> str:

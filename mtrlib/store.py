@@ -1,31 +1,34 @@
 """Trained models and per-image errors on disk, by the content of their specification: nothing is computed twice.
 
+    <path>/format           what wrote the store; another format is refused
     <path>/models/<key>/    spec.json, epoch_<e>.safetensors, record.json (written last: with it the model is complete)
     <path>/errors/<key>.parquet
 
-Files appear whole or not at all. Two processes that want the same thing compute it once: each entry has a lock that
-the operating system gives back when its owner dies.
+Files appear whole or not at all. Each is checked by its sha256 when it is read (that of a checkpoint lies in
+record.json, those of others beside them): what is damaged, or of another key, is set aside and computed again. Two
+processes that want the same thing compute it once: each entry has a lock that the operating system gives back when
+its owner dies.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from filelock import FileLock
-from safetensors.torch import load_file
+from safetensors.torch import load as load_tensors
 
-from mtrlib import evaluation, machine, training
+from mtrlib import evaluation, machine, sealed, training
 from mtrlib.data import Dataset, digest, load
 from mtrlib.models import MultiTaskModel
 from mtrlib.specs import AttackSpec, DataSpec, Evaluation, ModelSpec
+
+FORMAT = "mtrlib store 2\n"  # of the files, not of what is in them: that is part of the keys
+T = TypeVar("T")
 
 
 class Store:
@@ -35,10 +38,15 @@ class Store:
     ----------
     path : the folder; made when first written to. A relative path starts at the repository.
     device : to train and attack on; by default the first CUDA device, else the CPU.
+
+    Raises
+    ------
+    ValueError : for a folder in which another version has written its results.
     """
 
     def __init__(self, path: str | Path, device: torch.device | str | None = None):
         self.path = machine.root() / path
+        _check_format(self.path)
         self.device = torch.device(device) if device is not None else machine.device()
         self._load_data = lru_cache(maxsize=2)(self._load_data)
         self._load_model = lru_cache(maxsize=3)(self._load_model)
@@ -65,9 +73,7 @@ class Store:
         epoch = spec.epochs if epoch is None else epoch
         if epoch not in spec.checkpoints:
             raise ValueError(f"Parameter epoch should be one of {spec.checkpoints}. Found epoch = {epoch}.")
-        if not self.has_model(spec):
-            self._train(spec, description)
-        return self._load_model(spec, epoch)
+        return self._whole(spec, lambda: self._load_model(spec, epoch), description)
 
     def data(self, spec: ModelSpec, split: str, limit: int | None = None) -> Dataset:
         """The data of a model, "train" or "test", the first `limit` images."""
@@ -75,7 +81,9 @@ class Store:
 
     def record(self, spec: ModelSpec) -> dict:
         """What is known of a trained model: its specification, history by epoch, seconds, and what wrote it."""
-        return json.loads((self._folder(spec) / "record.json").read_text())
+        if not self.has_model(spec):
+            raise ValueError(f"The store {self.path} should have the model {spec.key} of {spec.tasks!r}. It has not.")
+        return self._whole(spec, lambda: self._record(spec))
 
     def errors(
         self,
@@ -97,25 +105,23 @@ class Store:
         task, image_id, clean_error, adversarial_error, clean_loss, adversarial_loss.
         """
         wanted = _evaluation(spec, attack, epoch, source)
+
+        def measure() -> pd.DataFrame:
+            return evaluation.errors(
+                self.model(spec, wanted.epoch),
+                self._load_data(spec.data, spec.tasks, "test", attack.images),
+                attack,
+                precision=spec.precision,
+                device=self.device,
+                batch_size=64 if self.device.type == "cpu" else 256,
+                advance=advance,
+                source=None if source is None else self.model(source),
+            )
+
         path = self._errors_file(wanted)
         if not path.exists():
-            model = self.model(spec, wanted.epoch)
-            other = None if source is None else self.model(source)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):
-                if not path.exists():
-                    measured = evaluation.errors(
-                        model,
-                        self._load_data(spec.data, spec.tasks, "test", attack.images),
-                        attack,
-                        precision=spec.precision,
-                        device=self.device,
-                        batch_size=64 if self.device.type == "cpu" else 256,
-                        advance=advance,
-                        source=other,
-                    )
-                    _write_parquet(path, measured, {"spec": wanted.model_dump(mode="json"), **_written_by(self.device)})
-        measured = pd.read_parquet(path)
+            self._mark_format()
+        measured = sealed.table(path, wanted.model_dump(mode="json"), measure, _written_by(self.device))
         columns = {
             "model_id": spec.key,
             "trained_tasks": spec.tasks,
@@ -128,13 +134,30 @@ class Store:
         }
         return pd.concat([pd.DataFrame(columns, index=measured.index), measured], axis=1)
 
+    def _whole(self, spec: ModelSpec, read: Callable[[], T], description: str = "") -> T:
+        """What `read` reads of a model; trained first where it is missing, and again where it is damaged."""
+        folder = self._folder(spec)
+        if self.has_model(spec):
+            try:
+                return read()
+            except sealed.Damaged:
+                pass
+            with sealed.locked(folder / "lock"):
+                try:
+                    return read()  # another process may have trained it again
+                except sealed.Damaged as error:
+                    sealed.set_aside(error.path, error.reason)
+                    (folder / "record.json").unlink(missing_ok=True)  # no longer complete
+        self._train(spec, description)
+        return read()
+
     def _train(self, spec: ModelSpec, description: str) -> None:
         folder = self._folder(spec)
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):
+        self._mark_format()
+        with sealed.locked(folder / "lock"):
             if self.has_model(spec):
                 return
-            _write_text(folder / "spec.json", spec.model_dump_json(indent=1))
+            sealed.write(folder / "spec.json", spec.model_dump_json(indent=1).encode())
             data = self._load_data(spec.data, spec.tasks, "train", spec.images)
             history = training.fit(spec, data, folder, self.device, description)
             record = {
@@ -142,15 +165,29 @@ class Store:
                 "seconds": round(sum(epoch["seconds"] for epoch in history), 2),
                 "images": len(data),
                 "history": history,
-                **_written_by(self.device),
+                "written_by": _written_by(self.device),
             }
-            _write_text(folder / "record.json", json.dumps(record, indent=1))
+            sealed.seal(folder / "record.json", json.dumps(record, indent=1).encode())
             (folder / "resume.safetensors").unlink(missing_ok=True)
 
+    def _record(self, spec: ModelSpec) -> dict:
+        path = self._folder(spec) / "record.json"
+        record = json.loads(sealed.read(path))
+        if not isinstance(record, dict) or record.get("spec") != spec.model_dump(mode="json"):
+            raise sealed.Damaged(path, "it is of another model")
+        return record
+
     def _load_model(self, spec: ModelSpec, epoch: int) -> MultiTaskModel:
+        written = {row["epoch"]: row.get("sha256") for row in self._record(spec)["history"]}
+        content = sealed.read(training.checkpoint(self._folder(spec), epoch), written[epoch])
         model = training.build(spec, spec.data.tasks)
-        model.load_state_dict(load_file(training.checkpoint(self._folder(spec), epoch)))
+        model.load_state_dict(load_tensors(content))
         return model.to(self.device).eval().requires_grad_(False)
+
+    def _mark_format(self) -> None:
+        if not (self.path / "format").exists():
+            with sealed.locked(self.path / "format.lock"):
+                sealed.write(self.path / "format", FORMAT.encode())
 
     def _load_data(self, spec: DataSpec, tasks: str, split: str, limit: int | None) -> Dataset:
         if digest(spec.name, spec.folder) != spec.digest:
@@ -175,18 +212,21 @@ def _evaluation(spec: ModelSpec, attack: AttackSpec, epoch: int | None, source: 
 
 
 def _written_by(device: torch.device) -> dict:
-    return {"written_by": {**machine.describe(), "computed_on": device.type}}
+    return {**machine.describe(), "computed_on": device.type}
 
 
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def _write_parquet(path: Path, frame: pd.DataFrame, metadata: dict) -> None:
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), "mtrlib": json.dumps(metadata)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, temporary)
-    os.replace(temporary, path)
+def _check_format(path: Path) -> None:
+    """ValueError for a store of another format, with what to do."""
+    mark = path / "format"
+    try:
+        found = mark.read_bytes()
+    except FileNotFoundError:
+        if not any(entry for kind in ("models", "errors") for entry in path.glob(f"{kind}/*")):
+            return
+        found = b"an older one, without the file format"
+    if found != FORMAT.encode():
+        raise ValueError(
+            f"The store {path} should have the format {FORMAT.strip()!r}. "
+            f"Found {found[:80].decode(errors='replace')!r}. "
+            "Move that folder away or give another store: its results are computed again."
+        )

@@ -242,8 +242,12 @@ def matrix(table: pd.DataFrame, attacked: str = "single", column: str = "value")
 
 
 def with_interval(table: pd.DataFrame, attacked: str = "single") -> pd.DataFrame:
-    """As `matrix`, each cell as text: the value and, in brackets, its 95 % interval."""
-    text = [f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in table.itertuples()]
+    """As `matrix`, each cell as text: the value and, in brackets, its 95 % interval; then how many images were left out
+    of it for want of a ratio, if any."""
+    text = [
+        f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" + (f", {row.left_out} left out" if row.left_out else "")
+        for row in table.itertuples()
+    ]
     return matrix(table.assign(text=text), attacked, "text").fillna("")
 
 

@@ -6,19 +6,20 @@ seed and the epoch alone, so a training that was killed and started again ends w
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
+from torch import Tensor, nn
 
-from mtrlib import machine, models, weights
+from mtrlib import machine, models, sealed, weights
 from mtrlib.data import Dataset
 from mtrlib.progress import bar
 from mtrlib.specs import ModelSpec
@@ -42,32 +43,34 @@ def fit(
 
     Returns
     -------
-    One dict an epoch: epoch, seconds, and the mean training loss by task letter.
+    One dict an epoch: epoch, seconds, the mean training loss by task letter, and of a checkpoint its sha256.
 
     Raises
     ------
-    FloatingPointError : where a loss is not finite, with its epoch, step and task.
+    FloatingPointError : where a loss or a gradient is not finite, with its epoch, step and task; looked at when the
+        epoch ends, so that no step waits. What is saved is then from before that epoch.
     """
     model = build(spec, data.tasks, spec.pretrained).to(device)
     parameters = dict(model.named_parameters())
     optimizer = optimizer_of(spec, parameters)
     folder.mkdir(parents=True, exist_ok=True)
     balance = weights.balancer(spec.weights, spec.tasks)
-    history = _resume(folder / "resume.safetensors", model, parameters, optimizer, balance)
+    resumed = folder / "resume.safetensors"
+    history = _resume(resumed, spec, model, parameters, optimizer, balance)
     saved = time.monotonic()
     total, done = spec.epochs * len(data), len(history) * len(data)
     with bar(total, description or spec.tasks, "image", done) as progress, machine.exact():
         for epoch in range(len(history) + 1, spec.epochs + 1):
             started = time.monotonic()
             steps = epoch_losses(spec, model, optimizer, data, device, epoch, progress.update, balance)
-            losses = torch.stack(list(steps))
-            history.append({"epoch": epoch, "seconds": 0.0, **_means(losses, spec, epoch)})
+            losses, norms = (torch.stack(rows) for rows in zip(*steps, strict=True))
+            history.append({"epoch": epoch, "seconds": 0.0, **_means(losses, norms, spec, epoch)})
             history[-1]["seconds"] = round(time.monotonic() - started, 3)
             progress.set_postfix_str(f"loss {sum(history[-1][task] for task in spec.tasks):.3f}", refresh=False)
             if epoch in spec.checkpoints:
-                save(checkpoint(folder, epoch), model.state_dict())
+                history[-1]["sha256"] = save(checkpoint(folder, epoch), model.state_dict())
             if epoch in spec.checkpoints or time.monotonic() - saved > SAVE_EVERY:
-                _save_resume(folder / "resume.safetensors", model, parameters, optimizer, balance, history)
+                _save_resume(resumed, spec, model, parameters, optimizer, balance, history)
                 saved = time.monotonic()
     return history
 
@@ -95,18 +98,19 @@ def epoch_losses(
     epoch: int,
     advance: Callable[[int], object] = lambda images: None,
     balance: weights.GradNorm | weights.Aggregated | None = None,
-) -> Iterator[Tensor]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Train one epoch (counted from 1).
 
-    Yields the task losses of each step, (T,), on the device: no step waits for the host, but for aggregators that
-    compute there. `advance` is told the number of images of each step; `balance` weighs the gradients where the
-    weights are not fixed.
+    Yields, of each step, the task losses, (T,), and the lengths of the gradients of the encoder and of each decoder,
+    (1 + T,), on the device: no step waits for the host, but for aggregators that compute there. `advance` is told the
+    number of images of each step; `balance` weighs the gradients where the weights are not fixed.
     """
     if balance is None:
         fixed = torch.tensor(weights.task_weights(spec.weights, spec.tasks), device=device)
     generator = torch.Generator().manual_seed(spec.seed * 1_000_003 + epoch)
     order = torch.randperm(len(data), generator=generator).to(data.images.device)
     steps = math.ceil(len(data) / spec.batch_size)
+    groups = [list(part.parameters()) for part in (model.encoder, *(model.decoders[t] for t in spec.tasks))]
     model.train()
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -125,9 +129,10 @@ def epoch_losses(
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed((spec.seed * 1_000_003 + epoch) * 1_000_003 + step)
                 weights.step(balance, model, latent, losses, cut)
+        norms = [nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups]
         optimizer.step()
         advance(len(index))
-        yield torch.stack(losses).detach()
+        yield torch.stack(losses).detach(), torch.stack(norms)
 
 
 def checkpoint(folder: Path, epoch: int) -> Path:
@@ -135,11 +140,11 @@ def checkpoint(folder: Path, epoch: int) -> Path:
     return folder / f"epoch_{epoch:04d}.safetensors"
 
 
-def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors to a file that is either whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-    os.replace(temporary, path)
+def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
+    """Write tensors to a file that is either whole or not there. Returns its sha256."""
+    return sealed.write(
+        path, serialised({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, metadata)
+    )
 
 
 def learning_rate(spec: ModelSpec, progress: float) -> float:
@@ -150,35 +155,45 @@ def learning_rate(spec: ModelSpec, progress: float) -> float:
     return spec.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _means(losses: Tensor, spec: ModelSpec, epoch: int) -> dict[str, float]:
-    """(steps, T) -> the mean of each task; stops at a value that is not finite."""
-    bad = (~losses.isfinite()).nonzero()
+def _means(losses: Tensor, norms: Tensor, spec: ModelSpec, epoch: int) -> dict[str, float]:
+    """(steps, T) losses -> the mean of each task; stops at one, or a gradient (steps, 1 + T), that is not finite."""
+    bad = (~torch.cat([losses, norms], dim=1).isfinite()).nonzero()
     if len(bad):
-        step, task = bad[0].tolist()
+        step, column = min(map(tuple, bad.tolist()))  # the first step; of that, losses before gradients
+        names = [f"loss of task {task}" for task in spec.tasks] + ["gradient of the encoder"]
+        names += [f"gradient of the decoder of task {task}" for task in spec.tasks]
+        value = torch.cat([losses[step], norms[step]])[column].item()
         raise FloatingPointError(
-            f"The loss of task {spec.tasks[task]} is {losses[step, task].item()} in epoch {epoch}, step {step + 1} "
+            f"The {names[column]} is {value} in epoch {epoch}, step {step + 1} "
             f"of the model {spec.tasks} (seed {spec.seed}); a smaller learning_rate than {spec.learning_rate} may help."
         )
     return dict(zip(spec.tasks, losses.double().mean(dim=0).tolist(), strict=True))
 
 
-def _save_resume(path: Path, model, parameters, optimizer, balance, history: list[dict]) -> None:
+def _save_resume(path: Path, spec: ModelSpec, model, parameters, optimizer, balance, history: list[dict]) -> None:
     state = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in parameters.items():
         state |= {f"optimizer/{name}/{key}": value for key, value in optimizer.state[parameter].items()}
     if balance is not None:
         state |= {f"balance/{key}": value for key, value in balance.state().items()}
-    save(path, state, {"history": json.dumps(history)})
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    about = {"spec": spec.key, "history": json.dumps(history)}
+    save(path, state, {**about, "sha256": _digest(state, about)})
 
 
-def _resume(path: Path, model, parameters, optimizer, balance) -> list[dict]:
-    """Load the state at `path`, if there is one, and return its history."""
+def _resume(path: Path, spec: ModelSpec, model, parameters, optimizer, balance) -> list[dict]:
+    """Load the state at `path`, if there is one, and return its history. A state that is damaged, of another model, or
+    whose checkpoints are, is set aside: the training begins anew."""
     if not path.exists():
         return []
-    state = load_file(path)
+    try:
+        state, history = _read_resume(path, spec)
+        if balance is not None:
+            balance.load({name[8:]: tensor for name, tensor in state.items() if name.startswith("balance/")})
+    except ValueError as error:
+        sealed.set_aside(path, getattr(error, "reason", str(error)))
+        return []
     model.load_state_dict({name[6:]: tensor for name, tensor in state.items() if name.startswith("model/")})
-    if balance is not None:
-        balance.load({name[8:]: tensor for name, tensor in state.items() if name.startswith("balance/")})
     for name, tensor in state.items():
         kind, _, rest = name.partition("/")
         if kind == "optimizer":
@@ -188,5 +203,33 @@ def _resume(path: Path, model, parameters, optimizer, balance) -> list[dict]:
             same = tensor.shape == parameter.shape
             restored = torch.empty_like(parameter).copy_(tensor) if same else tensor.to(parameter.device)
             optimizer.state[parameter][key] = restored
-    with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["history"])
+    return history
+
+
+def _read_resume(path: Path, spec: ModelSpec) -> tuple[dict[str, Tensor], list[dict]]:
+    """The state at `path` and its history."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = dict(file.metadata())
+        state = load_file(path)
+        written = about.pop("sha256")
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        raise sealed.Damaged(path, " ".join(str(error).split())) from error
+    if written != _digest(state, about):
+        raise sealed.Damaged(path, "its content is not that of its checksum")
+    if about["spec"] != spec.key:
+        raise sealed.Damaged(path, "it is of another model")
+    history = json.loads(about["history"])
+    for row in history:
+        if "sha256" in row:
+            sealed.read(checkpoint(path.parent, row["epoch"]), row["sha256"])
+    return state, history
+
+
+def _digest(state: dict[str, Tensor], about: dict[str, str]) -> str:
+    """Of names, types, shapes and values, on the CPU."""
+    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(state.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy())
+    return found.hexdigest()

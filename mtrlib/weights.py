@@ -150,18 +150,38 @@ class Aggregated:
         return torch.full_like(losses.detach(), 1 / len(losses))
 
     def state(self) -> dict[str, Tensor]:
-        """What a training that is continued needs."""
-        if not hasattr(self.aggregator, "reset"):  # torchjd's mark of a state
+        """What a training that is continued needs: tensors and plain values, as the bytes of `torch.save`."""
+        kept = {name: {**module._buffers, **_plain(module)} for name, module in self._stateful().items()}
+        if not kept:
             return {}
         buffer = io.BytesIO()
-        torch.save(self.aggregator, buffer)
+        torch.save(kept, buffer)
         return {"aggregator": torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Continue from a `state`, which this machine wrote: it is unpickled."""
-        if "aggregator" in state:
-            buffer = io.BytesIO(state["aggregator"].numpy().tobytes())
-            self.aggregator = torch.load(buffer, weights_only=False)
+        """Continue from a `state`. Nothing in it is run: ValueError for one that holds anything but plain values."""
+        if "aggregator" not in state:
+            return
+        parts = self._stateful()
+        try:
+            kept = torch.load(io.BytesIO(state["aggregator"].cpu().numpy().tobytes()), weights_only=True)
+            found = {
+                name: {key: kept[name][key] for key in (*part._buffers, *_plain(part))} for name, part in parts.items()
+            }
+        except Exception as error:  # of whatever type: the bytes may hold anything
+            raise ValueError("the state should hold plain values only; nothing in it was run") from error
+        for name, part in parts.items():
+            for key, value in found[name].items():
+                setattr(part, key, value)
+
+    def _stateful(self) -> dict[str, nn.Module]:
+        """The parts that have a state, which torchjd marks by `reset`."""
+        return {name: module for name, module in self.aggregator.named_modules() if hasattr(module, "reset")}
+
+
+def _plain(module: nn.Module) -> dict[str, object]:
+    """The attributes that torch knows nothing of."""
+    return {name: value for name, value in vars(module).items() if name not in vars(nn.Module())}
 
 
 def step(balance: GradNorm | Aggregated, model: nn.Module, latent: Tensor, losses: list[Tensor], cut: Tensor) -> None:

@@ -1,3 +1,7 @@
+import copy
+import dataclasses
+import warnings
+
 import pytest
 import torch
 
@@ -51,3 +55,42 @@ def test_attacks_in_bfloat16_are_as_strong(trained):
         gains.append((errors.adversarial_loss - errors.clean_loss).groupby(errors.image_id).sum().mean())
     assert gains[0] > 0
     assert gains[1] == pytest.approx(gains[0], rel=0.05)
+
+
+def test_attacks_without_a_gradient_say_at_how_many_images(trained):
+    """A model whose outputs do not depend on images that are dark; every fourth is."""
+    model, rooms = trained
+
+    class Masked(type(model)):
+        def forward(self, images, tasks=None):
+            bright = images.flatten(1).amax(dim=1).view(-1, 1, 1, 1) > 0.2
+            outputs = super().forward(torch.where(bright, images, images.detach()), tasks)
+            return outputs
+
+    masked = copy.deepcopy(model)
+    masked.__class__ = Masked
+    for dark, expected in ((3, "at 3 of 12 images"), (1, None), (0, None)):
+        images = rooms.images.clone()
+        images[:dark] //= 16
+        changed = dataclasses.replace(rooms, images=images)
+        for name in ("fgsm", "pgd", "mim", "apgd", "wgd", "dgba", "segpgd", "cospgd"):
+            attack = ATTACK.model_copy(update={"name": name, "steps": 2, "eps_255": 1.0})
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                evaluation.errors(masked, changed, attack, batch_size=5)
+            told = [str(warning.message) for warning in caught]
+            assert len(told) == (expected is not None), (name, told)
+            assert all(f"The attack {name} on 'sd'" in text and expected in text for text in told)
+    square = ATTACK.model_copy(update={"name": "square", "steps": 2})
+    assert len(evaluation.errors(masked, dataclasses.replace(rooms, images=rooms.images // 16), square)) == 24
+
+
+def test_watching_gradients_changes_no_attack(trained):
+    model, rooms = trained
+    batch, found = rooms.batch(slice(None)), []
+    attacked = [
+        evaluation.attack_batch(model, batch, ATTACK, "float32", torch.Generator().manual_seed(0), watched)
+        for watched in (None, found)
+    ]
+    assert torch.equal(*attacked)
+    assert [part.tolist() for part in found] == [[False] * 12]

@@ -175,3 +175,15 @@ def test_several_seeds_are_averaged_and_widen_the_interval():
     assert wide.value == pytest.approx(2.0, abs=0.01)
     assert wide.images == narrow.images == 40
     assert wide.high - wide.low > 20 * (narrow.high - narrow.low)
+
+
+def test_tables_say_how_many_images_were_left_out():
+    """Three images of cell (s, d) have no clean error, and so no ratio."""
+    errors = errors_of(FACTORS)
+    cell = (errors.main == "s") & (errors.auxiliary == "d") & (errors.attacked == "single")
+    errors.loc[cell & (errors.image_id < 3), "clean_error"] = 0.0
+    table = tables.vulnerabilities(errors)
+    assert tables.shown(table).set_index(["main", "auxiliary", "attacked"]).left_out[("s", "d", "single")] == 3
+    text = tables.with_interval(table)
+    assert text.loc["s", "d"].endswith("], 3 left out")
+    assert text.loc["d", "s"].endswith("]")

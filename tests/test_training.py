@@ -109,3 +109,25 @@ def test_progress_says_a_line_in_a_log(tiny, tmp_path, capfd):
     assert lines[-1].startswith("model 1 of 2: 100%")
     assert "loss" in lines[-1]
     assert "\r" not in "".join(lines)
+
+
+@pytest.mark.parametrize("where", ["encoder.conv1.weight", "decoders.d.conv_decode1.weight"])
+def test_a_gradient_that_is_not_finite_stops_with_its_place(tiny, tmp_path, monkeypatch, where):
+    """In the fifth step, the second of epoch 2, while all losses are finite."""
+    build, calls = training.build, []
+
+    def broken(*arguments):
+        model = build(*arguments)
+
+        def infinite(gradient):
+            calls.append(where)
+            return gradient / 0 if len(calls) == 5 else gradient
+
+        model.get_parameter(where).register_hook(infinite)
+        return model
+
+    monkeypatch.setattr(training, "build", broken)
+    name = "encoder" if "encoder" in where else "decoder of task d"
+    with pytest.raises(FloatingPointError, match=f"The gradient of the {name} is (inf|nan) in epoch 2, step 2 of"):
+        training.fit(tiny, rooms(tiny), tmp_path)
+    assert [path.name for path in tmp_path.glob("epoch*")] == ["epoch_0001.safetensors"]

@@ -125,9 +125,9 @@ def test_upgrad_does_not_work_against_any_task():
         assert product > 0
 
 
-@pytest.mark.parametrize("name", ["published", "gradnorm", "UPGrad", "PCGrad", "GradVac"])
+@pytest.mark.parametrize("name", ["published", "gradnorm", "UPGrad", "PCGrad", "GradVac", "ExcessMTL"])
 def test_an_interrupted_training_ends_with_the_same_bytes(tiny, tmp_path, monkeypatch, name):
-    """PCGrad draws random numbers, GradVac keeps a moving average, GradNorm its weights and first losses."""
+    """PCGrad draws random numbers, GradVac and ExcessMTL keep averages, GradNorm its weights and first losses."""
     monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
     spec = ModelSpec(**{**dict(tiny), "weights": name, "epochs": 4})
     rooms = data.load("rooms", tasks="sd", split="train", size=16, limit=24)

@@ -177,6 +177,13 @@ def find(what: str, path: str | Path) -> File:
         return File(what, str(path), status.st_size, status.st_mtime_ns)
     except (FileNotFoundError, NotADirectoryError):
         return File(what, str(path), -1, 0)
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: str | Path, error: OSError) -> OSError:
+    """One line for a file that is there and cannot be read: that is no bad file, and is never left out."""
+    return OSError(f"{path} cannot be read: {error.strerror or error}.")
 
 
 def missing(file: File, name: str) -> str:
@@ -220,9 +227,12 @@ def read_image(path: str, kinds: Sequence[str], size: tuple[int, int] | None = N
     """A whole image of one of `kinds` and, unless None, of `size` (width, height); else ValueError naming the file.
 
     PNG checksums are checked. A file of more pixels than PIL's MAX_IMAGE_PIXELS is bad. A file that may not be read, or
-    a disk that fails, is no bad file: its OSError goes through.
+    a disk that fails, is no bad file: that is an OSError.
     """
-    data = Path(path).read_bytes()
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
     allowed = " or ".join(kinds)
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as image:

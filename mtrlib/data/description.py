@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import reprlib
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -19,6 +20,10 @@ from mtrlib.tasks import TASKS, Task
 
 FILE = "dataset.yaml"
 FORMATS = {"images": (".png", ".jpg", ".jpeg", ".npy"), "labels": (".png", ".npy")}
+
+_SHOWN = reprlib.Repr()  # of what was found: a few lines of YAML can stand for billions of values
+_SHOWN.maxlevel = 2
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 200
 
 
 def _pattern(formats: str):
@@ -147,12 +152,13 @@ class Description(_Entry):
 def read(root: Path) -> Description:
     """The description of a folder; ValueError of one line for one that is missing or wrong."""
     path = root / FILE
+    text = _text(path)
     try:
-        values = yaml.safe_load(_text(path))
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of dates and numbers that are none, and of depth
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} should hold images, tasks and splits. Found {values!r}.")
+        raise ValueError(f"{path} should hold images, tasks and splits. Found {_SHOWN.repr(values)}.")
     try:
         return Description(**{str(name): value for name, value in values.items()})
     except ValidationError as error:
@@ -225,5 +231,9 @@ def _text(path: Path) -> str:
 def _sentence(fault: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("constrained", "function")))
     message = fault["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(fault["input"], dict) or fault["type"] == "missing" else f" Found {fault['input']!r}."
+    found = (
+        ""
+        if isinstance(fault["input"], dict) or fault["type"] == "missing"
+        else f" Found {_SHOWN.repr(fault['input'])}."
+    )
     return f"{where}: {message}.{found}" if where else f"{message}."

@@ -21,6 +21,8 @@ would blur them. `nyuv2` and `cityscapes` are descriptions too.
 
 from __future__ import annotations
 
+import tokenize
+import zipfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -168,8 +170,11 @@ def _target(label: Label, path: str, raw: np.ndarray, size: int | None) -> Array
 
 def _array(path: str) -> np.ndarray:
     try:
-        values = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        with open(path, "rb"):  # says why it cannot be read
+            values = np.load(path, mmap_mode="r", allow_pickle=False)  # a map: no more than the file has
+    except OSError as error:
+        raise decoding.unreadable(path, error) from error
+    except (ValueError, EOFError, OverflowError, SyntaxError, zipfile.BadZipFile, tokenize.TokenError) as error:
         raise ValueError(f"{path} is truncated or damaged: {' '.join(str(error).split())}.") from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or not values.size:
         raise ValueError(f"{path} should be an array of numbers. Found {getattr(values, 'dtype', type(values))}.")

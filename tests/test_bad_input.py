@@ -1,0 +1,428 @@
+"""Several hundred wrong parameters, files, checkpoints and task sets: each is one line of ours that names it, never a
+result, and never a traceback that ends in a library."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import traceback
+import warnings
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from string import ascii_letters
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_parameters import KINDS, PARAMETERS
+from tqdm import tqdm
+
+from mtrlib import data, models, parameters
+from mtrlib.data import decoding
+from mtrlib.tasks import parse
+
+OURS = Path(parameters.__file__).parent
+SIDE = 16
+quick = settings(
+    max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+
+
+@pytest.fixture(autouse=True)
+def quiet(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(decoding, "bar", lambda **_: tqdm(disable=True))
+    monkeypatch.setenv("MTRLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def refusal(call: Callable[[], object]) -> str | None:
+    """What the call says as it refuses, None for a result. It is to be a ValueError or OSError raised by our code."""
+    try:
+        call()
+    except (ValueError, OSError) as error:
+        found = error
+    else:
+        return None
+    last = Path(traceback.extract_tb(found.__traceback__)[-1].filename)
+    assert type(found) in (ValueError, OSError), f"{type(found)}: {found}"
+    assert last.is_relative_to(OURS), f"ends in {last}: {found}"
+    return str(found)
+
+
+# ---- parameters
+
+TRAPS = {  # texts of YAML, by the type of what should be there
+    bool: ["1", "0", "'yes'", "null", "[]", "1.0", "yess", "{}"],
+    int: ["1e-4", "8/255", "no", "null", ".nan", ".inf", "-1", "2.5", "'5'", "[]", "{}", "5 5", "2001-01-01", "1_0e2"],
+    float: ["1e-4", "8/255", "no", "null", ".nan", ".inf", "-.inf", "-1", "'5'", "[1.0]", "{}", "1:30:x", "0x"],
+    str: ["no", "null", "5", "1.5", "[]", "{a: 1}", "2001-01-01", ".nan"],
+    list: ["no", "null", "5", "{}", "'ab'", "[no]", "[null]", "[-1]", "[[1]]", "[1e-4]", "[8/255]", "[.nan]", "[{}]"],
+}
+WORDS = ["sdx", "ss", "", "s1", "resnet19", "timm/none_such", "adam", "sgdd", "../..", "\x00", "é"]
+FREE = {"root", "store", "output"}  # texts of any kind
+
+
+def smoke(name: str, tmp_path: Path) -> dict:
+    values = yaml.safe_load((PARAMETERS / "smoke" / f"{name}.yaml").read_text())
+    if values.get("example"):
+        values["root"] = str(data.write_example(tmp_path / "example", 2, 2))
+    return values
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_wrong_parameter_is_named(name, tmp_path):
+    good = smoke(name, tmp_path)
+    parameters.check(dict(good), KINDS[name])
+    cases = 0
+    for parameter, value in good.items():
+        texts = [yaml.safe_load(text) for text in TRAPS[type(value)]]
+        texts += WORDS if isinstance(value, str) and parameter not in FREE | {"more_tasks"} else []
+        for wrong in texts:
+            told = refusal(lambda p=parameter, w=wrong: parameters.check({**good, p: w}, KINDS[name]))
+            assert told is not None, f"{parameter} = {wrong!r} is accepted"
+            assert len(told.splitlines()) == 1, told
+            assert parameter in told, f"{parameter} = {wrong!r}: {told}"
+            cases += 1
+    for other in ("tassk", "Steps", "x", "été"):
+        told = refusal(lambda n=other: parameters.check({**good, n: 1}, KINDS[name]))
+        assert f"Unknown parameter {other}" in told
+    assert cases > 200
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@quick
+@given(drawn=st.data())
+def test_any_values_at_all_pass_or_are_refused_by_name(drawn):
+    good = yaml.safe_load((PARAMETERS / "smoke" / "rq3_task_weights.yaml").read_text())
+    names = drawn.draw(st.lists(st.sampled_from(sorted(good)), min_size=1, max_size=3, unique=True))
+    told = refusal(
+        lambda: parameters.check({**good, **{name: drawn.draw(values) for name in names}}, parameters.RQ3),
+    )
+    assert told is None or any(name in told for name in names)
+
+
+# ---- task sets
+
+
+WRONG_SETS = ["", "ss", "sx", "sdDnkKeEprAs", "sdDnkKeEprAz", "s d", "s\n", "ſ", "5", "ß", None, 5, ["s", "d"], b"sd"]
+
+
+@pytest.mark.parametrize("tasks", WRONG_SETS)
+def test_wrong_task_sets(tasks):
+    calls = (
+        lambda: data.load("rooms", tasks=tasks, split="train", size=16, limit=1),
+        lambda: models.build("resnet18_small", tasks),
+    )
+    for call in calls:
+        assert "Parameter tasks should be " in refusal(call)
+        assert f"Found tasks = {tasks!r}" in refusal(call)
+
+
+@quick
+@given(st.text(alphabet=st.one_of(st.sampled_from(ascii_letters), st.characters()), max_size=14))
+def test_a_task_set_is_different_letters(tasks):
+    right = len(tasks) > 0 and len(set(tasks)) == len(tasks) and set(tasks) <= set(ascii_letters)
+    assert (refusal(lambda: parse(tasks)) is None) == right
+
+
+@pytest.mark.parametrize("name", ["size", "limit"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "16", True, float("nan"), [16]])
+def test_wrong_sizes(name, value):
+    told = refusal(lambda: data.load("rooms", **{"tasks": "s", "split": "train", "size": 16, name: value}))
+    assert f"Parameter {name} should be a positive integer. Found {name} = {value!r}" in told
+
+
+# ---- data trees
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def bomb(width: int, height: int, bits: int = 8, colour: int = 2) -> bytes:
+    """A PNG of few bytes that says that it is large."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    pixels = zlib.compress(bytes(1_000_000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def texts_bomb() -> bytes:
+    head = bomb(SIDE, SIDE)[:33]
+    return head + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200_000_000), 1)) + bomb(SIDE, SIDE)[33:]
+
+
+def encoded(values: np.ndarray, form: str = "PNG") -> bytes:
+    buffer = BytesIO()
+    np.save(buffer, values) if form == "NPY" else Image.fromarray(values).save(buffer, form)
+    return buffer.getvalue()
+
+
+GREY8 = np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE)
+COLOUR = np.stack([GREY8, GREY8.T, GREY8[::-1]], axis=-1)
+GREY16 = GREY8.astype(np.uint16) * 200
+FLOATS = GREY16.astype(np.float32)
+OTHERS = {
+    "0 bytes": b"",
+    "a text": b"404: Not Found",
+    "a page": b"<html></html>" * 50,
+    "zeros": bytes(1000),
+    "a signature": b"\x89PNG\r\n\x1a\n",
+    "a GIF": encoded(GREY8, "GIF"),
+    "a TIFF": encoded(GREY16, "TIFF"),
+    "a bomb": bomb(60_000, 60_000),
+    "a large one": bomb(13_000, 13_000),
+    "no width": bomb(0, 16),
+    "a text bomb": texts_bomb(),
+    "another size": encoded(np.zeros((SIDE, SIDE + 1, 3), np.uint8)),
+    "an archive": None,
+    "a pickle": pickle.dumps([1, 2]),
+    "a JPEG cut": encoded(COLOUR, "JPEG")[:-100],
+}
+archive = BytesIO()
+with zipfile.ZipFile(archive, "w") as content:
+    content.writestr("a", "b")
+OTHERS["an archive"] = archive.getvalue()
+
+
+def folder(root: Path) -> dict[str, bytes]:
+    """A `folder` data set of one image a split; its files."""
+    label = {"letter": "s", "kind": "classes", "classes": 255, "files": "s/{id}.png", "invalid": 255}
+    depth = {"letter": "d", "kind": "regression", "files": "d/{id}.png"}
+    height = {"letter": "h", "kind": "regression", "files": "h/{id}.npy"}
+    what = {"images": "x/{id}.png", "tasks": [label, depth, height], "splits": {"train": "a", "test": "b"}}
+    files = {"dataset.yaml": yaml.safe_dump(what).encode()}
+    for name in "ab":
+        files |= {f"x/{name}.png": encoded(COLOUR), f"s/{name}.png": encoded(GREY8)}
+        files |= {f"d/{name}.png": encoded(GREY16), f"h/{name}.npy": encoded(FLOATS, "NPY")}
+    return _written(root, files)
+
+
+def taskonomy(root: Path) -> dict[str, bytes]:
+    """A tree of one frame to train and one to test."""
+    files = {}
+    for point in (1, 1200):
+        for domain, pixels in {
+            **{"rgb": COLOUR, "segment_semantic": GREY8 % 18, "depth_zbuffer": GREY16},
+            **{"normal": COLOUR, "edge_occlusion": GREY16},
+        }.items():
+            files[f"{domain}/point_{point}_view_0_domain_{domain}.png"] = encoded(pixels)
+    return _written(root, files)
+
+
+def _written(root: Path, files: dict[str, bytes]) -> dict[str, bytes]:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return files
+
+
+SETS = {"folder": (folder, "sdh", "a."), "taskonomy": (taskonomy, "sdnE", "point_1_")}
+
+
+def load(name: str, root: Path, on_bad: str = "raise") -> data.Dataset:
+    return data.load(name, tasks=SETS[name][1], split="train", size=SIDE, root=root, on_bad=on_bad)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_other_content_is_refused_with_the_name_of_the_file(name, tmp_path):
+    files = SETS[name][0](tmp_path)
+    assert len(load(name, tmp_path)) == 1
+    cases = 0
+    for file in (file for file in files if SETS[name][2] in file):
+        path = tmp_path / file
+        for what, content in OTHERS.items():
+            path.write_bytes(content)
+            told = refusal(lambda: load(name, tmp_path))
+            assert told is not None, f"{file}: {what} is accepted"
+            assert told.startswith(str(path)) or "like its image" in told, f"{what}: {told}"
+            assert len(told.splitlines()) == 1
+            cases += 1
+        path.write_bytes(files[file])
+    assert cases >= 60
+    assert len(load(name, tmp_path)) == 1
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_what_is_no_file_at_all(name, tmp_path):
+    """Missing, a folder, a link in a circle, a link to nothing. (Permissions bind no administrator: not tried.)"""
+    files = SETS[name][0](tmp_path)
+    (tmp_path / "one").symlink_to(tmp_path / "two")
+    (tmp_path / "two").symlink_to(tmp_path / "one")
+    ways = {
+        "missing": lambda path: None,
+        "a folder": lambda path: path.mkdir(),
+        "a link in a circle": lambda path: path.symlink_to(tmp_path / "one"),
+        "a link to itself": lambda path: path.symlink_to(path),
+        "a link to nothing": lambda path: path.symlink_to(tmp_path / "none"),
+    }
+    for file in (file for file in files if SETS[name][2] in file):
+        path = tmp_path / file
+        for what, make in ways.items():
+            path.unlink()
+            make(path)
+            told = refusal(lambda: load(name, tmp_path))
+            assert told is not None, f"{file}: {what}"
+            assert str(tmp_path) in told, f"{what}: {told}"
+            path.rmdir() if what == "a folder" else path.unlink(missing_ok=True)
+            path.write_bytes(files[file])
+    for gone in ("train", "all"):
+        for file in files:
+            if file != "dataset.yaml" and (gone == "all" or SETS[name][2] in file):
+                (tmp_path / file).unlink(missing_ok=True)
+        assert str(tmp_path) in refusal(lambda: load(name, tmp_path))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_damage_anywhere_is_refused_or_changes_nothing(name, tmp_path):
+    """Cut and changed at 60 places drawn at random; a PNG has checksums, of an array what is not finite is found."""
+    files = SETS[name][0](tmp_path)
+    good, draw = load(name, tmp_path), np.random.default_rng(0)
+    chosen = [file for file in files if SETS[name][2] in file and not file.endswith("yaml")]
+    refused = 0
+    for number in range(60):
+        file = chosen[number % len(chosen)]
+        content = bytearray(files[file])
+        place = int(draw.integers(len(content)))
+        if number % 2:
+            content = content[:place]
+        else:
+            content[place] ^= int(draw.integers(1, 256))
+        (tmp_path / file).write_bytes(content)
+        found = []
+        told = refusal(lambda found=found: found.append(load(name, tmp_path)))
+        refused += told is not None
+        if told is not None:
+            assert str(tmp_path / file) in told
+        elif file.endswith(".npy"):
+            assert found[0].targets["h"].isfinite().all()
+        else:
+            assert all(torch.equal(found[0].targets[t], good.targets[t]) for t in good.targets)
+        (tmp_path / file).write_bytes(files[file])
+    assert refused >= 45
+
+
+@quick
+@given(drawn=st.data())
+def test_a_changed_description_is_refused_or_read(drawn, tmp_path_factory):
+    root = tmp_path_factory.mktemp("folder")
+    content = bytearray(folder(root)["dataset.yaml"])
+    for _ in range(drawn.draw(st.integers(1, 4))):
+        content[drawn.draw(st.integers(0, len(content) - 1))] = drawn.draw(st.integers(0, 255))
+    (root / "dataset.yaml").write_bytes(content)
+    told = refusal(lambda: load("folder", root))
+    assert told is None or str(root) in told or "should be different letters" in told
+
+
+NUMBERS = {
+    "NaN": np.where(FLOATS == 400, np.nan, FLOATS),
+    "infinite": np.where(FLOATS == 400, np.inf, FLOATS),
+    "complex": FLOATS.astype(complex),
+    "texts": FLOATS.astype(str),
+    "a structure": np.zeros((SIDE, SIDE), [("a", float)]),
+    "dates": np.zeros((SIDE, SIDE), "datetime64[s]"),
+    "no rows": np.zeros((0, SIDE)),
+    "one axis": np.zeros(SIDE),
+    "five axes": np.zeros((SIDE, SIDE, 1, 1, 1)),
+    "two channels": np.zeros((SIDE, SIDE, 2)),
+    "transposed": np.zeros((SIDE, SIDE + 1)),
+    "one number": np.array(1.0),
+}
+
+
+@pytest.mark.parametrize("fault", NUMBERS)
+def test_wrong_arrays(fault, tmp_path):
+    folder(tmp_path)
+    np.save(tmp_path / "h" / "a.npy", NUMBERS[fault])
+    assert refusal(lambda: load("folder", tmp_path)).startswith(f"{tmp_path / 'h' / 'a.npy'} ")
+
+
+@pytest.mark.parametrize("shape", [(10**12, 10**6), (200_000, 200_000), (-1, 5), (2**70, 1)])
+def test_an_array_that_says_that_it_is_large(shape, tmp_path):
+    files = folder(tmp_path)
+    path = tmp_path / "h" / "a.npy"
+    header = files["h/a.npy"].replace(f"({SIDE}, {SIDE})".encode(), str(shape).encode())
+    path.write_bytes(header[:8] + struct.pack("<H", len(header) - 10 - 4 * SIDE * SIDE) + header[10:])
+    assert refusal(lambda: load("folder", tmp_path)).startswith(f"{path} is truncated or damaged")
+
+
+# ---- checkpoints
+
+
+def saved(content: object) -> bytes:
+    buffer = BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+NORMAL = "task_to_decoder.normal.upconv0.weight"
+CHECKPOINTS = {
+    "empty": b"",
+    "a text": b"not found",
+    "an archive": OTHERS["an archive"],
+    "a pickle": pickle.dumps({"state_dict": {}}),
+    "an image": encoded(COLOUR),
+    **{f"cut to {size}": saved({"a": torch.zeros(3)})[:size] for size in (1, 4, 30, 100, 300, 600, 900)},
+    **{
+        f"content {number}": saved(content)
+        for number, content in enumerate(
+            [
+                *(None, 5, "x", [], {}, (1, 2), torch.zeros(2), {"state_dict": None}, {"state_dict": {}}),
+                *({"state_dict": {"a": 1}}, {1: torch.zeros(1)}, {"": torch.zeros(1)}, {"module.": torch.zeros(1)}),
+                *({"encoder.conv1.weight": torch.zeros(1)}, {"task_to_decoder.": torch.zeros(1)}),
+                *({"task_to_decoder.none.x": torch.zeros(1)}, {"task_to_decoder.normal": torch.zeros(1)}),
+                OrderedDict({NORMAL: torch.zeros(3, 0)}),
+                {NORMAL: torch.zeros(4, 4).to_sparse()},
+                {"task_to_decoder.segmentsemantic.conv_decode4.weight": torch.zeros(0, 32, 3, 3)},
+                {"task_to_decoder.segmentsemantic.conv_decode4.weight": torch.tensor(1.0)},
+            ]
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("fault", CHECKPOINTS)
+def test_wrong_checkpoints(fault, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(CHECKPOINTS[fault])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, on what it reads
+        told = refusal(lambda: models.load_published(path))
+    assert told.startswith(f"{path} should "), told
+
+
+@pytest.mark.parametrize("fault", ["NaN", "whole numbers", "complex", "sparse"])
+def test_weights_that_are_no_numbers_are_refused(fault, tmp_path):
+    state = models.build("resnet18", "n", seed=0).state_dict()
+    state = {name.replace("decoders.n.", "task_to_decoder.normal."): value for name, value in state.items()}
+    torch.save(state, tmp_path / "whole.pt")
+    assert models.load_published(tmp_path / "whole.pt").tasks == "n"
+    changes = {
+        "NaN": lambda value: torch.full_like(value, float("nan")),
+        "whole numbers": lambda value: value.long(),
+        "complex": lambda value: value.to(torch.complex64),
+        "sparse": lambda value: value.to_sparse(),
+    }
+    state["encoder.conv1.weight"] = changes[fault](state["encoder.conv1.weight"])
+    torch.save(state, tmp_path / "changed.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        told = refusal(lambda: models.load_published(tmp_path / "changed.pt"))
+    assert "no finite numbers encoder.conv1.weight" in told
+
+
+@pytest.mark.parametrize("path", ["", ".", "/", "none", "\0", "x" * 5000])
+def test_paths_that_are_no_checkpoint(path):
+    assert "Parameter path should be a checkpoint" in refusal(lambda: models.load_published(path))
