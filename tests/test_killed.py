@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.store import Store
 
 KILLS = 30
-MODELS = [ModelSpec(data=DataSpec(size=16), tasks=tasks, images=24, epochs=3, batch_size=8) for tasks in ("s", "sd")]
-ATTACKS = [AttackSpec(tasks="s", steps=steps, images=8) for steps in (1, 3)]
+MODELS = [ModelSpec(data=DataSpec(size=16), tasks=tasks, images=16, epochs=2, batch_size=8) for tasks in ("s", "sd")]
+ATTACKS = [AttackSpec(tasks="s", steps=steps, images=24) for steps in (4, 6)]
 # Forks, for each line of its input, a process that trains and attacks everything and decodes a folder, in little steps:
 # what the imports take is spent once.
 SERVER = """
@@ -51,6 +52,10 @@ def run(folder, example):
         for attack in ATTACKS:
             store.errors(spec, attack)
 
+import torch._dynamo, mtrlib.data.decoding, mtrlib.data.folder, mtrlib.data.rooms  # what a run imports late
+MODELS[0].data.tasks
+training.optimizer_of(MODELS[0], dict(training.build(MODELS[0], MODELS[0].data.tasks).named_parameters()))
+print(0, flush=True)  # ready
 for line in sys.stdin:
     command, argument = line.rstrip("\\n").split(" ", 1)
     if command == "wait":
@@ -95,7 +100,8 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    made = Server(data.write_example(tmp_path_factory.mktemp("example") / "example", 24, 8))
+    made = Server(data.write_example(tmp_path_factory.mktemp("example") / "example", 64, 32))
+    assert made.process.stdout.readline() == "0\n"
     yield made
     made.process.stdin.close()
     made.process.stdout.close()
@@ -135,17 +141,18 @@ def undisturbed(tmp_path_factory, server) -> tuple[Path, float]:
 
 
 def test_killed_again_and_again_it_ends_with_the_same_tables(undisturbed, server, tmp_path):
-    """Each kill lets the run go on for a random part of what the whole takes; a finished one begins anew."""
+    """Each kill lets the run go on for a random part of what the whole takes; after a finished one all begins anew."""
     expected, seconds = undisturbed
-    moments, killed, runs = random.Random(0), 0, 1
-    while killed < KILLS:
+    moments, killed, runs, stages = random.Random(0), 0, 1, Counter()
+    while killed < KILLS or (len(stages) < 3 and killed < 3 * KILLS):
         folder = tmp_path / str(runs)
         process = server.start(folder)
-        time.sleep(moments.uniform(0, 0.4) * seconds)
+        time.sleep(moments.uniform(0, 0.04 if killed < 8 else 0.3) * seconds)  # decoding comes first, and is short
         os.kill(process, signal.SIGKILL)
         status = server.wait(process)
         if status == signal.SIGKILL:
             killed += 1
+            stages.update(_stage(folder))
             whole(folder)
         else:
             assert status == 0
@@ -154,6 +161,15 @@ def test_killed_again_and_again_it_ends_with_the_same_tables(undisturbed, server
     folder.mkdir(exist_ok=True)
     assert server.wait(server.start(folder)) == 0
     _same(folder, expected)
+    assert len(stages) == 3, f"kills miss what they should hit: {stages}"
+
+
+def _stage(folder: Path) -> list[str]:
+    """What a run was at when it was killed; nothing yet where it had hardly begun."""
+    trained, measured = (len(list(folder.glob(pattern))) for pattern in ("store/*/*/record.json", "store/*/*.parquet"))
+    if not (folder / "store" / "format").exists():
+        return ["decoding"] if (folder / "cache").exists() else []
+    return ["attack" if measured < len(ATTACKS) * trained else "training"]
 
 
 def _same(folder: Path, expected: Path) -> None:
