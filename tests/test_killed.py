@@ -1,0 +1,201 @@
+"""kill -9 at any moment, and several processes at once: the tables are those of an undisturbed run, nothing is half
+written, no lock stays."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors import safe_open
+
+from mtrlib import data, sealed
+from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
+from mtrlib.store import Store
+
+KILLS = 30
+MODELS = [ModelSpec(data=DataSpec(size=16), tasks=tasks, images=16, epochs=2, batch_size=8) for tasks in ("s", "sd")]
+ATTACKS = [AttackSpec(tasks="s", steps=steps, images=24) for steps in (4, 6)]
+# Forks, for each line of its input, a process that trains and attacks everything and decodes a folder, in little steps:
+# what the imports take is spent once.
+SERVER = """
+import os, sys, traceback, warnings
+warnings.simplefilter("error")
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from mtrlib import data, training
+from mtrlib.store import Store
+from test_killed import ATTACKS, MODELS
+training.SAVE_EVERY = 0.0
+fit = training.fit
+
+def run(folder, example):
+    def counted(spec, *rest):
+        with open(folder / "log", "a") as file:
+            file.write(spec.key + "\\n")
+        return fit(spec, *rest)
+    training.fit = counted
+    os.environ["MTRLIB_CACHE"] = str(folder / "cache")
+    store = Store(folder / "store", device="cpu")
+    for split in ("train", "test"):
+        data.load("folder", tasks="sdn", split=split, size=16, root=example)
+    for spec in MODELS:
+        for attack in ATTACKS:
+            store.errors(spec, attack)
+
+import torch._dynamo, mtrlib.data.decoding, mtrlib.data.folder, mtrlib.data.rooms  # what a run imports late
+MODELS[0].data.tasks
+training.optimizer_of(MODELS[0], dict(training.build(MODELS[0], MODELS[0].data.tasks).named_parameters()))
+print(0, flush=True)  # ready
+for line in sys.stdin:
+    command, argument = line.rstrip("\\n").split(" ", 1)
+    if command == "wait":
+        print(os.waitpid(int(argument), 0)[1], flush=True)
+    else:
+        child = os.fork()
+        if child:
+            print(child, flush=True)
+            continue
+        try:
+            run(Path(argument), sys.argv[1])
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+"""
+
+
+class Server:
+    """Starts runs, each in a process of its own."""
+
+    def __init__(self, example: Path):
+        here = Path(__file__).parent
+        environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "OMP_NUM_THREADS": "1"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, "-c", SERVER, str(example)], env=environment, **pipes)
+
+    def start(self, folder: Path) -> int:
+        """Begin a run, or go on with it. Returns its process."""
+        folder.mkdir(exist_ok=True)
+        return self._ask(f"run {folder}")
+
+    def wait(self, process: int) -> int:
+        """How it ended: 0, or the number of the signal, or else."""
+        return self._ask(f"wait {process}")
+
+    def _ask(self, line: str) -> int:
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    made = Server(data.write_example(tmp_path_factory.mktemp("example") / "example", 64, 32))
+    assert made.process.stdout.readline() == "0\n"
+    yield made
+    made.process.stdin.close()
+    made.process.stdout.close()
+    assert made.process.wait(timeout=60) == 0
+
+
+def tables(folder: Path) -> pd.DataFrame:
+    store = Store(folder / "store", device="cpu")
+    return pd.concat([store.errors(spec, attack) for spec in MODELS for attack in ATTACKS], ignore_index=True)
+
+
+def arrays(folder: Path) -> dict[str, bytes]:
+    found = sorted((folder / "cache").glob("*/*.npy"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def whole(folder: Path) -> None:
+    """Every file that has its name at this moment can be read to its end."""
+    for path in folder.rglob("*"):
+        if not path.is_file() or path.name.startswith(".") or ".partial" in str(path):
+            continue
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                assert sum(file.get_tensor(name).numel() for name in file.keys()) > 0  # noqa: SIM118
+        elif path.suffix == ".parquet" or path.name in ("record.json", "manifest.json"):
+            sealed.read(path)
+        elif path.suffix == ".npy":
+            assert np.load(path).size > 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, server) -> tuple[Path, float]:
+    """The folder of a run that nothing disturbed, and the seconds that it took."""
+    folder, begun = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
+    assert server.wait(server.start(folder)) == 0
+    return folder, time.monotonic() - begun
+
+
+def test_killed_again_and_again_it_ends_with_the_same_tables(undisturbed, server, tmp_path):
+    """Each kill lets the run go on for a random part of what the whole takes; after a finished one all begins anew."""
+    expected, seconds = undisturbed
+    moments, killed, runs, stages = random.Random(0), 0, 1, Counter()
+    while killed < KILLS or (len(stages) < 3 and killed < 3 * KILLS):
+        folder = tmp_path / str(runs)
+        process = server.start(folder)
+        time.sleep(moments.uniform(0, 0.04 if killed < 8 else 0.3) * seconds)  # decoding comes first, and is short
+        os.kill(process, signal.SIGKILL)
+        status = server.wait(process)
+        if status == signal.SIGKILL:
+            killed += 1
+            stages.update(_stage(folder))
+            whole(folder)
+        else:
+            assert status == 0
+            _same(folder, expected)
+            runs += 1
+    folder.mkdir(exist_ok=True)
+    assert server.wait(server.start(folder)) == 0
+    _same(folder, expected)
+    assert len(stages) == 3, f"kills miss what they should hit: {stages}"
+
+
+def _stage(folder: Path) -> list[str]:
+    """What a run was at when it was killed; nothing yet where it had hardly begun."""
+    trained, measured = (len(list(folder.glob(pattern))) for pattern in ("store/*/*/record.json", "store/*/*.parquet"))
+    if not (folder / "store" / "format").exists():
+        return ["decoding"] if (folder / "cache").exists() else []
+    return ["attack" if measured < len(ATTACKS) * trained else "training"]
+
+
+def _same(folder: Path, expected: Path) -> None:
+    pd.testing.assert_frame_equal(tables(folder), tables(expected), check_exact=True)
+    assert arrays(folder) == arrays(expected)
+    assert not list(folder.rglob("*.damaged*"))
+
+
+def test_four_at_once_train_each_model_once(undisturbed, server, tmp_path):
+    expected, _ = undisturbed
+    processes = [server.start(tmp_path) for _ in range(4)]
+    assert [server.wait(process) for process in processes] == [0] * 4
+    assert sorted((tmp_path / "log").read_text().split()) == sorted(spec.key for spec in MODELS)
+    _same(tmp_path, expected)
+    whole(tmp_path)
+
+
+def test_a_lock_of_a_killed_process_is_free(tmp_path):
+    """Held when it is killed; taken at once afterwards."""
+    held = "import sys, time; from mtrlib import sealed\nwith sealed.locked(sealed.Path(sys.argv[1])):\n"
+    held += "    print('held', flush=True)\n    time.sleep(600)"
+    command = [sys.executable, "-c", held, str(tmp_path / "lock")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    assert process.stdout.readline() == "held\n"
+    process.kill()
+    process.communicate()
+    begun = time.monotonic()
+    with sealed.locked(tmp_path / "lock"):
+        assert time.monotonic() - begun < 5
