@@ -22,10 +22,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_parameters import KINDS, PARAMETERS
 from tqdm import tqdm
 
-from mtrlib import data, models, parameters
+from mtrlib import batch, data, machine, models, parameters
 from mtrlib.data import decoding
 from mtrlib.tasks import parse
 
@@ -58,6 +57,8 @@ def refusal(call: Callable[[], object]) -> str | None:
 
 # ---- parameters
 
+PARAMETERS = machine.root() / "params"
+KINDS = {name: kind for name, (kind, _) in batch.NOTEBOOKS.items()}
 TRAPS = {  # texts of YAML, by the type of what should be there
     bool: ["1", "0", "'yes'", "null", "[]", "1.0", "yess", "{}"],
     int: ["1e-4", "8/255", "no", "null", ".nan", ".inf", "-1", "2.5", "'5'", "[]", "{}", "5 5", "2001-01-01", "1_0e2"],
