@@ -53,3 +53,15 @@ def test_input_share_is_a_share(tmp_path, monkeypatch):
     found = script("input_share").measure(options, tmp_path / "example")
     assert 0 < found["share of input"] < 1
     assert found["share of input"] == pytest.approx(found["batch ms"] / found["step ms"])
+
+
+def test_memory_does_not_grow_with_images_steps_or_the_data_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("MTRLIB_CACHE", str(tmp_path))
+    memory = script("memory")
+    assert memory.streaming(60, 32, 16) < 30, "MB, of 60 that were read"
+    few, many = (memory.apart(_attack, images, steps) for images, steps in ((16, 2), (96, 6)))
+    assert 0 < many < 2 * few + 5
+
+
+def _attack(images: int, steps: int) -> float:
+    return script("memory").attack(images, steps, 32, 8)
