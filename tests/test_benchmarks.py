@@ -102,3 +102,15 @@ def test_peers_compares_on_the_same_batch_and_names_what_is_not_installed(monkey
     assert row["times ours"] == 1
     trained = peers.compare(peers.trainers("float32", OPTIONS, torch.device("cpu")), torch.device("cpu"), OPTIONS)
     assert [row["library"] for row in trained] == ["mtrlib", "plain PyTorch"]
+
+
+def test_memory_does_not_grow_with_images_steps_or_the_data_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("MTRLIB_CACHE", str(tmp_path))
+    memory = script("memory")
+    assert memory.streaming(60, 32, 16) < 30, "MB, of 60 that were read"
+    few, many = (memory.apart(_attack, images, steps) for images, steps in ((16, 2), (96, 6)))
+    assert 0 < many < 2 * few + 5
+
+
+def _attack(images: int, steps: int) -> float:
+    return script("memory").attack(images, steps, 32, 8)
