@@ -47,7 +47,7 @@ report: .venv/installed
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env \
-	    --nbval-cell-timeout 600 tests notebooks
+	    --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600 tests notebooks
 
 # On Debian or Ubuntu, as root; says so and passes where Slurm is not there and cannot be installed.
 test-slurm: .venv/installed
