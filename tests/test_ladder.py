@@ -48,8 +48,8 @@ def test_a_rung_changes_budgets_and_epochs_and_nothing_else():
         )
         assert one.evaluation.attack.eps_255 == 8
         assert other.evaluation.attack.eps_255 == (8 if one.setting == "wgd" else 4)
-        assert one.evaluation.epoch == 8
-        assert other.evaluation.epoch == (3 if one.panel == "published" else 8)
+        assert one.evaluation.epoch == p.epochs == 6
+        assert other.evaluation.epoch == (2 if one.panel == "published" else 6)
         assert one.evaluation.model == other.evaluation.model
         assert one.evaluation.attack.norm == ("l2" if one.setting == "l2" else "linf")
     with pytest.raises(ValueError, match="should be out of start"):
