@@ -82,11 +82,33 @@ def build(spec: ModelSpec, tasks: dict[str, Task], pretrained: bool = False) -> 
 
 
 def optimizer_of(spec: ModelSpec, parameters: dict[str, Tensor]) -> torch.optim.Optimizer:
-    """The optimizer of a specification over named parameters."""
+    """The optimizer of a specification over named parameters.
+
+    It holds views of them in the order of their memory, and takes the gradients of `parameters` at each step: over
+    channels-last ones PyTorch's fused optimizers copy everything twice. `zero_grad` is the model's.
+    """
+    views = [_in_memory_order(parameter.detach()) for parameter in parameters.values()]
     common = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay, "fused": True}
     if spec.optimizer == "sgd":
-        return torch.optim.SGD(parameters.values(), momentum=spec.momentum, nesterov=spec.momentum > 0, **common)
-    return torch.optim.AdamW(parameters.values(), betas=(spec.momentum, 0.999), **common)
+        optimizer = torch.optim.SGD(views, momentum=spec.momentum, nesterov=spec.momentum > 0, **common)
+    else:
+        optimizer = torch.optim.AdamW(views, betas=(spec.momentum, 0.999), **common)
+
+    def take_gradients(*_) -> None:
+        for view, parameter in zip(views, parameters.values(), strict=True):
+            gradient = parameter.grad
+            if gradient is not None and gradient.stride() != parameter.stride():
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            view.grad = None if gradient is None else _in_memory_order(gradient)
+
+    optimizer.register_step_pre_hook(take_gradients)
+    optimizer.register_step_post_hook(lambda *_: optimizer.zero_grad())
+    return optimizer
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """A contiguous view: of a channels-last tensor, (N, H, W, C)."""
+    return tensor if tensor.is_contiguous() else tensor.permute(0, 2, 3, 1)
 
 
 def epoch_losses(
@@ -117,7 +139,7 @@ def epoch_losses(
             group["lr"] = learning_rate(spec, (epoch - 1 + step / steps) / spec.epochs)
         index = order[step * spec.batch_size : (step + 1) * spec.batch_size]
         images, targets, masks = data.batch(index, device)
-        optimizer.zero_grad()
+        model.zero_grad()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
             latent = model.encode(images)
             cut = latent if balance is None else latent.detach().requires_grad_()
@@ -172,8 +194,10 @@ def _means(losses: Tensor, norms: Tensor, spec: ModelSpec, epoch: int) -> dict[s
 
 def _save_resume(path: Path, spec: ModelSpec, model, parameters, optimizer, balance, history: list[dict]) -> None:
     state = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, parameter in parameters.items():
-        state |= {f"optimizer/{name}/{key}": value for key, value in optimizer.state[parameter].items()}
+    for name, view in zip(parameters, optimizer.param_groups[0]["params"], strict=True):
+        for key, value in optimizer.state[view].items():  # written in the parameter's shape
+            as_it_is = value.dim() == 0 or parameters[name].is_contiguous()
+            state[f"optimizer/{name}/{key}"] = value if as_it_is else value.permute(0, 3, 1, 2)
     if balance is not None:
         state |= {f"balance/{key}": value for key, value in balance.state().items()}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -194,15 +218,15 @@ def _resume(path: Path, spec: ModelSpec, model, parameters, optimizer, balance) 
         sealed.set_aside(path, getattr(error, "reason", str(error)))
         return []
     model.load_state_dict({name[6:]: tensor for name, tensor in state.items() if name.startswith("model/")})
+    views = dict(zip(parameters, optimizer.param_groups[0]["params"], strict=True))
     for name, tensor in state.items():
         kind, _, rest = name.partition("/")
         if kind == "optimizer":
             name, _, key = rest.rpartition("/")
             parameter = parameters[name]
-            # In the parameter's memory layout; a counter of steps stays the scalar that it is.
-            same = tensor.shape == parameter.shape
-            restored = torch.empty_like(parameter).copy_(tensor) if same else tensor.to(parameter.device)
-            optimizer.state[parameter][key] = restored
+            same = tensor.shape == parameter.shape  # a counter of steps is a scalar
+            restored = torch.empty_like(parameter).copy_(tensor).detach() if same else tensor.to(parameter.device)
+            optimizer.state[views[name]][key] = _in_memory_order(restored)
     return history
 
 
