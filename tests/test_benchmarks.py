@@ -3,6 +3,7 @@
 import importlib.util
 from argparse import Namespace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -114,3 +115,29 @@ def test_memory_does_not_grow_with_images_steps_or_the_data_set(tmp_path, monkey
 
 def _attack(images: int, steps: int) -> float:
     return script("memory").attack(images, steps, 32, 8)
+
+
+def test_gpu_measures_training_and_attack_with_and_without_compile(tmp_path, monkeypatch):
+    """The first encoder only is compiled; compiling itself is left out here."""
+    gpu, compiled = beside("gpu", monkeypatch), []
+    monkeypatch.setattr(gpu, "compile_parts", compiled.append)
+    arguments = [
+        "--encoders",
+        "resnet18_small",
+        "xception_small",
+        "--sizes",
+        "32",
+        "--pixels",
+        "2048",
+        "--repeats",
+        "1",
+    ]
+    monkeypatch.setattr("sys.argv", ["gpu.py", *arguments, "--repeats", "1", "--output", str(tmp_path / "gpu.csv")])
+    gpu.main()
+    table = pd.read_csv(tmp_path / "gpu.csv")
+    peak = table["GFLOP/s"][0]
+    assert table["of matrix peak"].tolist() == pytest.approx((table["GFLOP/s"] / peak).tolist())
+    runs = table.dropna(subset="encoder")
+    assert len(compiled) == runs.compiled.astype(bool).sum() == 2
+    assert runs.groupby("encoder", sort=False).what.agg(list).tolist() == [["training", "PGD"] * 2, ["training", "PGD"]]
+    assert runs["GFLOP/s"].gt(0).all()
