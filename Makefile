@@ -2,7 +2,7 @@
 # make batch       the same by the batch engine, job by job; make batch-plan says what it would do
 # make test        lint, tests, and the committed notebooks checked by nbval; make test-slurm: the engine under Slurm
 # make report      results/$(TIER)/index.html, from what a run left there
-# make audit       known vulnerabilities of the versions in requirements.txt, looked up in a throw-away environment
+# make audit       known vulnerabilities of the versions in requirements.txt; AUDIT="-s osv" asks another service
 # All make the virtual environment .venv first, if it is missing or requirements.txt is newer.
 
 PYTHON ?= python3
@@ -57,11 +57,12 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-audit:
-	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
-	    $(PYTHON) -m venv "$$folder"; \
-	    "$$folder/bin/python" -m pip install --quiet --disable-pip-version-check pip-audit; \
-	    "$$folder/bin/pip-audit" --requirement requirements.txt --no-deps --disable-pip --strict
+audit: .venv-audit/bin/pip-audit
+	.venv-audit/bin/pip-audit --requirement requirements.txt --no-deps --disable-pip --strict $(AUDIT)
+
+.venv-audit/bin/pip-audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed')"
@@ -71,4 +72,4 @@ audit:
 	touch $@
 
 clean:
-	rm -rf .venv runs store
+	rm -rf .venv .venv-audit runs store
