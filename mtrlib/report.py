@@ -57,6 +57,17 @@ def write(folder: Path) -> Path:
     return index
 
 
+def markdown(folder: Path) -> str:
+    """The claims of a folder of results as a table in Markdown: number, claim, the first thing measured, verdict."""
+    lines = ["| | claim | measured, first of the findings | verdict |", "|---|---|---|---|"]
+    for path in sorted(folder.glob("rq*_verdicts.csv")):
+        for claim in _claims(path):
+            first, *more = claim["findings"] or ["-"]
+            verdict = f"{SIGNS[claim['verdict']]} {claim['verdict']}"
+            lines.append(f"| {claim['number']} | {claim['claim']} | {first}{' ...' if more else ''} | {verdict} |")
+    return "\n".join(lines)
+
+
 def _claims(path: Path) -> list[dict]:
     """The claims of one question, with what was measured as a list of findings."""
     rows = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")

@@ -1,5 +1,7 @@
 """The page of results: every link resolves, every claim and verdict is on it, and a browser finds nothing wrong."""
 
+import json
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -9,7 +11,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from mtrlib import figures, published, report, tables
+from mtrlib import batch, figures, machine, published, report, tables
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -61,6 +63,36 @@ def test_claims_stand_with_their_verdicts(folder):
     assert "<li>pgd: 90% [80%, 95%]</li>" in page
     assert "&lt;b&gt;1&lt;/b&gt;" in page, "text of tables is text"
     assert "device cpu" in page or "device cuda" in page
+
+
+def test_the_readme_shows_the_committed_results():
+    """Its table of claims is the one of results/laptop, word for word, and its pictures are there."""
+    readme = (machine.root() / "README.md").read_text()
+    results = machine.root() / "results" / "laptop"
+    table = report.markdown(results)
+    assert table.count("\n") == 1 + len(published.claims()), "every claim of the paper"
+    assert table in readme
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme)
+    assert len(pictures) >= 2
+    assert all((machine.root() / picture).is_file() for picture in pictures)
+
+
+def test_committed_results_are_whole():
+    """Notebooks that ran to their end, each under 3 MB, their figures as PNG and SVG, and the machine."""
+    results = machine.root() / "results" / "laptop"
+    notebooks = sorted(results.glob("*.ipynb"))
+    assert {path.stem for path in notebooks} == set(batch.NOTEBOOKS)
+    for path in notebooks:
+        assert path.stat().st_size < 3e6, path.name
+        code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        assert code[-1].outputs, path.name
+        assert not [o for cell in code for o in cell.outputs if o.output_type == "error"], path.name
+    figures_ = {path.stem for path in results.glob("*.png")}
+    assert figures_
+    assert figures_ == {path.stem for path in results.glob("*.svg")}
+    assert json.loads((results / "machine.json").read_text())["device"]
+    links = Links((results / "index.html").read_text()).found
+    assert all((results / link).is_file() for link in links if not link.startswith(("https://arxiv.org", "data:", "#")))
 
 
 def test_a_folder_without_results_is_refused(tmp_path):
