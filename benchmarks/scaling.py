@@ -34,6 +34,8 @@ VARIED = {
     "steps": (5, 10, 20, 40),
     "size": (32, 64, 128, 256),
 }
+LABELS = {"images": "images", "tasks": "tasks of the model", "attacked": "attacked tasks", "steps": "attack steps"}
+LABELS |= {"size": "size (pixels)"}
 TRAIN_IMAGES, TEST_IMAGES = 7000, 2000  # of one building of Taskonomy, about
 
 
@@ -147,7 +149,9 @@ def draw(table: pd.DataFrame) -> plt.Figure:
         for (what, slope), rows in table[table.varied == name].groupby(["what", "slope"], sort=False):
             style = "o-" if what == "PGD" else "s--"
             axis.plot(rows.value, rows.seconds, style, color="black", label=f"{what}: slope {slope:.2f}")
-        axis.set(xscale="log", yscale="log", xlabel={"size": "size (pixels)"}.get(name, name))
+        axis.set(xscale="log", yscale="log", xlabel=LABELS[name])
+        axis.set_xticks(values := sorted(set(table[table.varied == name].value)), map(str, values), fontsize=9)
+        axis.minorticks_off()
         axis.legend(frameon=False, fontsize=9)
     axes[0].set_ylabel("seconds")
     return figure
