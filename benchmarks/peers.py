@@ -15,6 +15,8 @@ that it predicts as label. The model is frozen and channels last, which spares p
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import importlib
 import statistics
 import threading
@@ -183,6 +185,8 @@ def added_memory(run: Callable, device: torch.device) -> tuple[float, object]:
         return (torch.cuda.max_memory_allocated() - before) / 2**20, result
     resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20  # noqa: E731
     run()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier runs left is given back, so that it does not hide this one's
     before, peak, done = resident(), 0.0, threading.Event()
 
     def watch() -> None:
