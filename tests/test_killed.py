@@ -16,12 +16,11 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from filelock import FileLock
 from safetensors import safe_open
 from test_benchmarks import script
 
-from mtrlib import data, machine, sealed
+from mtrlib import data, sealed
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.store import Store
 
@@ -31,7 +30,7 @@ ATTACKS = [AttackSpec(tasks="s", steps=steps, images=24) for steps in (4, 6)]
 NOTEBOOK = "new_dataset"  # it writes its data set first
 TINY = {"size": 16, "train_images": 16, "test_images": 6, "panel_images": 4, "epochs": 2, "batch_size": 8, "steps": 2}
 TINY |= {"tasks": "sd", "shown": 1, "replicates": 1000}
-STAGES = ("mine/*/*", "cache/*/*", "store/models/*/*", "store/errors/*", "out/*")  # what it writes, in this order
+STAGES = ("example/*/*", "cache/*/*", "store/models/*/*", "store/errors/*", "out/*")  # what it writes, in this order
 # Forks, for each line of its input, a process that trains and attacks everything and decodes a folder, in little steps:
 # what the imports take is spent once.
 SERVER = """
@@ -219,23 +218,10 @@ def test_what_a_killed_process_was_writing_does_not_stay(tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 
 
-def notebook(folder: Path) -> subprocess.Popen:
-    """Begin the run of a whole notebook, or go on with it, in a group of its own; all it writes lies in `folder`."""
-    folder.mkdir(exist_ok=True)
-    values = yaml.safe_load((machine.root() / "params" / "smoke" / f"{NOTEBOOK}.yaml").read_text())
-    own = {name: str(folder / where) for name, where in (("root", "mine"), ("store", "store"), ("output", "out"))}
-    (folder / "p.yaml").write_text(yaml.safe_dump({**values, **TINY, **own}))
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--no-log-output", "-f", str(folder / "p.yaml")]
-    command += [str(machine.root() / "notebooks" / f"{NOTEBOOK}.ipynb"), str(folder / "executed.ipynb")]
-    caches = {"MTRLIB_CACHE": str(folder / "cache"), "JUPYTER_RUNTIME_DIR": str(folder / "runtime")}
-    environment = {**os.environ, **caches, "PYTHONPATH": str(machine.root()), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True)
-
-
-def kill(process: subprocess.Popen) -> None:
+def kill(process: subprocess.Popen, memory) -> None:
     """The kernel, too, which has a group of its own."""
     os.kill(process.pid, signal.SIGSTOP)  # so that it starts nothing more
-    for each in script("memory").family(process.pid):
+    for each in memory.family(process.pid):
         os.kill(each, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 
@@ -244,7 +230,7 @@ def written(folder: Path) -> dict[str, bytes]:
     """The tables of a run that came to its end; nothing else is to lie about."""
     executed = nbformat.read(folder / "executed.ipynb", as_version=4)
     assert [cell for cell in executed.cells if cell.cell_type == "code"][-1].outputs, "the sentinel did not run"
-    kept = [path for name in ("mine", "cache", "store") for path in (folder / name).rglob("*")]
+    kept = [path for name in ("example", "cache", "store") for path in (folder / name).rglob("*")]
     assert not [path for path in kept if path.name.startswith(".") or {".partial", ".damaged-1"} & set(path.suffixes)]
     for path in kept:
         if path.name.endswith("lock"):
@@ -253,10 +239,18 @@ def written(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "out").glob("*.csv")}
 
 
-def test_a_notebook_repeats_its_tables_also_when_it_is_killed_at_every_stage(tmp_path):
+def test_a_notebook_repeats_its_tables_also_when_it_is_killed_at_every_stage(tmp_path, monkeypatch):
     """Two undisturbed runs from two empty stores, and one that is killed five times, once while it writes each of its
     folders: as soon as a number of files drawn at random is there."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    memory = script("memory")
     undisturbed, again, folder = (tmp_path / name for name in ("undisturbed", "again", "killed"))
+    for each in (undisturbed, again, folder):
+        each.mkdir()
+
+    def notebook(folder: Path) -> subprocess.Popen:
+        return memory.begin(NOTEBOOK, folder, **TINY)
+
     assert notebook(undisturbed).wait() == 0
     assert notebook(again).wait() == 0
     expected = written(undisturbed)
@@ -269,7 +263,7 @@ def test_a_notebook_repeats_its_tables_also_when_it_is_killed_at_every_stage(tmp
         while len(list(folder.glob(stage))) <= number:
             assert process.poll() is None, f"it ended before {number} files {stage} were there"
             time.sleep(0.005)
-        kill(process)
+        kill(process, memory)
         whole(folder)
     assert notebook(folder).wait() == 0
     assert written(folder) == expected
