@@ -30,8 +30,11 @@ class Damaged(ValueError):
 
 
 def write(path: Path, content: bytes) -> str:
-    """Write a file that is either whole or not there. Returns its sha256; OSError of one line where it cannot."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file that is either whole or not there. Returns its sha256; OSError of one line where it cannot.
+
+    Of several processes one at a time may write it: call this under a lock. What a killed one left is written over.
+    """
+    temporary = partial(path)
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
@@ -41,6 +44,11 @@ def write(path: Path, content: bytes) -> str:
         with suppress(OSError):  # of a folder that cannot be written to: nothing is there to remove
             temporary.unlink(missing_ok=True)
     return hashlib.sha256(content).hexdigest()
+
+
+def partial(path: Path) -> Path:
+    """Where `write` writes before the file is whole."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def seal(path: Path, content: bytes) -> None:

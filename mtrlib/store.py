@@ -168,7 +168,9 @@ class Store:
                 "written_by": _written_by(self.device),
             }
             sealed.seal(folder / "record.json", json.dumps(record, indent=1).encode())
-            (folder / "resume.safetensors").unlink(missing_ok=True)
+            resume = folder / "resume.safetensors"
+            for path in (resume, sealed.partial(resume)):
+                path.unlink(missing_ok=True)
 
     def _record(self, spec: ModelSpec) -> dict:
         path = self._folder(spec) / "record.json"

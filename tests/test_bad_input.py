@@ -171,6 +171,13 @@ def encoded(values: np.ndarray, form: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
+class Trap:
+    """Says so when it is unpickled, which nothing may do."""
+
+    def __reduce__(self):
+        return pytest.fail, ("unpickled",)
+
+
 GREY8 = np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE)
 COLOUR = np.stack([GREY8, GREY8.T, GREY8[::-1]], axis=-1)
 GREY16 = GREY8.astype(np.uint16) * 200
@@ -189,7 +196,8 @@ OTHERS = {
     "a text bomb": texts_bomb(),
     "another size": encoded(np.zeros((SIDE, SIDE + 1, 3), np.uint8)),
     "an archive": None,
-    "a pickle": pickle.dumps([1, 2]),
+    "a pickle": pickle.dumps(Trap()),
+    "an array of objects": encoded(np.array([[Trap()] * SIDE] * SIDE, dtype=object), "NPY"),
     "a JPEG cut": encoded(COLOUR, "JPEG")[:-100],
 }
 archive = BytesIO()
@@ -223,6 +231,25 @@ def taskonomy(root: Path) -> dict[str, bytes]:
     return _written(root, files)
 
 
+def arrays(root: Path, classes: int = 7) -> dict[str, bytes]:
+    """The arrays of nyuv2 and cityscapes, an image a split."""
+    files = {}
+    for split in ("train", "val"):
+        values = {"image": COLOUR / 255, "label": GREY8 % classes, "depth": FLOATS[..., None], "normal": COLOUR / 255}
+        files |= {f"{split}/{name}/0.npy": encoded(array.astype(float), "NPY") for name, array in values.items()}
+    return _written(root, files)
+
+
+def official(root: Path) -> dict[str, bytes]:
+    """The official cityscapes, an image a split."""
+    files = {}
+    for split in ("train", "val"):
+        files[f"leftImg8bit/{split}/ulm/ulm_0_leftImg8bit.png"] = encoded(COLOUR)
+        files[f"gtFine/{split}/ulm/ulm_0_gtFine_labelIds.png"] = encoded(GREY8 % 34)
+        files[f"disparity/{split}/ulm/ulm_0_disparity.png"] = encoded(GREY16)
+    return _written(root, files)
+
+
 def _written(root: Path, files: dict[str, bytes]) -> dict[str, bytes]:
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -230,11 +257,23 @@ def _written(root: Path, files: dict[str, bytes]) -> dict[str, bytes]:
     return files
 
 
-SETS = {"folder": (folder, "sdh", "a."), "taskonomy": (taskonomy, "sdnE", "point_1_")}
+SETS = {  # what writes it, the tasks, and what the files to train have in their names
+    "folder": (folder, "sdh", "a."),
+    "taskonomy": (taskonomy, "sdnE", "point_1_"),
+    "nyuv2": (arrays, "sdn", "train/"),
+    "cityscapes": (arrays, "sd", "train/"),
+    "cityscapes, official": (official, "sd", "train/"),
+}
 
 
 def load(name: str, root: Path, on_bad: str = "raise") -> data.Dataset:
-    return data.load(name, tasks=SETS[name][1], split="train", size=SIDE, root=root, on_bad=on_bad)
+    return data.load(name.split(",")[0], tasks=SETS[name][1], split="train", size=SIDE, root=root, on_bad=on_bad)
+
+
+def used(name: str, files: dict[str, bytes]) -> list[str]:
+    """Those of the files that `load` reads."""
+    unused = "normal" if name == "cityscapes" else "\0"
+    return [file for file in files if SETS[name][2] in file and unused not in file]
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -242,7 +281,7 @@ def test_other_content_is_refused_with_the_name_of_the_file(name, tmp_path):
     files = SETS[name][0](tmp_path)
     assert len(load(name, tmp_path)) == 1
     cases = 0
-    for file in (file for file in files if SETS[name][2] in file):
+    for file in used(name, files):
         path = tmp_path / file
         for what, content in OTHERS.items():
             path.write_bytes(content)
@@ -252,7 +291,7 @@ def test_other_content_is_refused_with_the_name_of_the_file(name, tmp_path):
             assert len(told.splitlines()) == 1
             cases += 1
         path.write_bytes(files[file])
-    assert cases >= 60
+    assert cases >= 3 * 16
     assert len(load(name, tmp_path)) == 1
 
 
@@ -269,7 +308,7 @@ def test_what_is_no_file_at_all(name, tmp_path):
         "a link to itself": lambda path: path.symlink_to(path),
         "a link to nothing": lambda path: path.symlink_to(tmp_path / "none"),
     }
-    for file in (file for file in files if SETS[name][2] in file):
+    for file in used(name, files):
         path = tmp_path / file
         for what, make in ways.items():
             path.unlink()
@@ -287,11 +326,37 @@ def test_what_is_no_file_at_all(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", SETS)
+def test_folders_that_are_none(name, tmp_path):
+    """Each folder above a file: empty, a file, or a link in a circle instead."""
+    root = tmp_path / "root"
+    files = SETS[name][0](root)
+    assert len(load(name, root)) == 1
+    ways = {
+        "empty": lambda path: path.mkdir(),
+        "a file": lambda path: path.write_bytes(b"a file"),
+        "a link to itself": lambda path: path.symlink_to(path),
+    }
+    for above in sorted({above for file in used(name, files) for above in (root / file).parents[:-1]}):
+        if not above.is_relative_to(root):
+            continue
+        for what, make in ways.items():
+            above.rename(tmp_path / "away")
+            make(above)
+            told = refusal(lambda: load(name, root))
+            assert told is not None, f"{above}: {what}"
+            assert str(root) in told, f"{what}: {told}"
+            assert len(told.splitlines()) == 1
+            above.rmdir() if what == "empty" else above.unlink()
+            (tmp_path / "away").rename(above)
+    assert len(load(name, root)) == 1
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_damage_anywhere_is_refused_or_changes_nothing(name, tmp_path):
     """Cut and changed at 60 places drawn at random; a PNG has checksums, of an array what is not finite is found."""
     files = SETS[name][0](tmp_path)
     good, draw = load(name, tmp_path), np.random.default_rng(0)
-    chosen = [file for file in files if SETS[name][2] in file and not file.endswith("yaml")]
+    chosen = [file for file in used(name, files) if not file.endswith("yaml")]
     refused = 0
     for number in range(60):
         file = chosen[number % len(chosen)]
@@ -308,11 +373,11 @@ def test_damage_anywhere_is_refused_or_changes_nothing(name, tmp_path):
         if told is not None:
             assert str(tmp_path / file) in told
         elif file.endswith(".npy"):
-            assert found[0].targets["h"].isfinite().all()
+            assert all(values.isfinite().all() for values in found[0].targets.values())
         else:
             assert all(torch.equal(found[0].targets[t], good.targets[t]) for t in good.targets)
         (tmp_path / file).write_bytes(files[file])
-    assert refused >= 45
+    assert refused >= (30 if any(file.endswith("0.npy") for file in chosen) else 45), "each that is cut, at the least"
 
 
 @quick
@@ -327,27 +392,83 @@ def test_a_changed_description_is_refused_or_read(drawn, tmp_path_factory):
     assert told is None or str(root) in told or "should be different letters" in told
 
 
-NUMBERS = {
-    "NaN": np.where(FLOATS == 400, np.nan, FLOATS),
-    "infinite": np.where(FLOATS == 400, np.inf, FLOATS),
-    "complex": FLOATS.astype(complex),
-    "texts": FLOATS.astype(str),
-    "a structure": np.zeros((SIDE, SIDE), [("a", float)]),
-    "dates": np.zeros((SIDE, SIDE), "datetime64[s]"),
-    "no rows": np.zeros((0, SIDE)),
-    "one axis": np.zeros(SIDE),
-    "five axes": np.zeros((SIDE, SIDE, 1, 1, 1)),
-    "two channels": np.zeros((SIDE, SIDE, 2)),
-    "transposed": np.zeros((SIDE, SIDE + 1)),
-    "one number": np.array(1.0),
+def one(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Puts it into one pixel."""
+    return lambda array: np.where(np.arange(array.size).reshape(array.shape) == 100, value, array)
+
+
+ARRAYS = {
+    "NaN": one(np.nan),
+    "infinite": one(np.inf),
+    "complex": lambda array: array.astype(complex),
+    "texts": lambda array: array.astype(str),
+    "objects": lambda array: array.astype(object),
+    "a structure": lambda array: array.astype([("a", float)]),
+    "dates": lambda array: array.astype("datetime64[s]"),
+    "no rows": lambda array: array[:0],
+    "one axis": lambda array: array.ravel(),
+    "five axes": lambda array: array.reshape(*array.shape, *[1] * (5 - array.ndim)),
+    "two channels": lambda array: np.stack([array.reshape(SIDE, SIDE, -1)[..., 0]] * 2, axis=-1),
+    "another size": lambda array: array[:, 1:],
+    "one number": lambda array: array.ravel()[0],
 }
 
 
-@pytest.mark.parametrize("fault", NUMBERS)
-def test_wrong_arrays(fault, tmp_path):
-    folder(tmp_path)
-    np.save(tmp_path / "h" / "a.npy", NUMBERS[fault])
-    assert refusal(lambda: load("folder", tmp_path)).startswith(f"{tmp_path / 'h' / 'a.npy'} ")
+@pytest.mark.parametrize("fault", ARRAYS)
+@pytest.mark.parametrize("name", ["folder", "nyuv2", "cityscapes"])
+def test_wrong_arrays(name, fault, tmp_path):
+    files = SETS[name][0](tmp_path)
+    for file in (file for file in used(name, files) if file.endswith(".npy")):
+        path = tmp_path / file
+        np.save(path, ARRAYS[fault](np.load(path)))
+        told = refusal(lambda: load(name, tmp_path))
+        assert told is not None, f"{file} is accepted"
+        assert told.startswith(f"{path} ") or "like its image" in told, told
+        path.write_bytes(files[file])
+
+
+@pytest.mark.parametrize("name", ["nyuv2", "cityscapes"])
+@pytest.mark.parametrize(
+    ("file", "value", "message"),
+    [("label", value, "should hold classes 0 to ") for value in (19, 255, 1e9, -2, 0.5)]
+    + [("image", value, "should hold uint8, or floats in [0, 1]") for value in (1.01, -0.01, 255)],
+)
+def test_values_out_of_their_range(name, file, value, message, tmp_path):
+    files = arrays(tmp_path)
+    path = tmp_path / "train" / file / "0.npy"
+    np.save(path, one(value)(np.load(path)))
+    assert refusal(lambda: load(name, tmp_path)).startswith(f"{path} {message}")
+    path.write_bytes(files[f"train/{file}/0.npy"])
+    assert len(load(name, tmp_path)) == 1
+
+
+PALETTE = Image.fromarray(GREY8 % 34).convert("P")
+WRONG_PNG = {
+    "leftImg8bit": [GREY8, GREY16, np.dstack([COLOUR, GREY8])[..., :2], PALETTE],
+    "gtFine": [GREY16, COLOUR, GREY8 > 7, PALETTE, np.where(GREY8 == 9, GREY8 * 0 + 34, GREY8 % 34), GREY8[1:] % 34],
+    "disparity": [GREY8, COLOUR, GREY8 > 7, PALETTE, GREY16[:, 1:]],
+}
+
+
+@pytest.mark.parametrize("file", WRONG_PNG)
+def test_wrong_images_of_the_official_cityscapes(file, tmp_path):
+    """Of another depth, colour, size or class: an 8-bit disparity would be another depth."""
+    path = tmp_path / next(name for name in official(tmp_path) if name.startswith(f"{file}/train"))
+    for wrong in WRONG_PNG[file]:
+        image = wrong if isinstance(wrong, Image.Image) else Image.fromarray(wrong)
+        image.save(path)
+        told = refusal(lambda: load("cityscapes, official", tmp_path))
+        assert told is not None, f"{image} is accepted"
+        assert told.startswith(f"{path} should "), told
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no archive", OTHERS["an archive"], OTHERS["an archive"][:-30]], ids=range(4)
+)
+def test_archives_of_cityscapes_that_are_none(content, tmp_path):
+    for name in ("leftImg8bit", "gtFine"):
+        (tmp_path / f"{name}_trainvaltest.zip").write_bytes(content)
+    assert refusal(lambda: load("cityscapes, official", tmp_path)).startswith(str(tmp_path))
 
 
 @pytest.mark.parametrize("shape", [(10**12, 10**6), (200_000, 200_000), (-1, 5), (2**70, 1)])

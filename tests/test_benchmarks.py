@@ -113,6 +113,15 @@ def test_memory_does_not_grow_with_images_steps_or_the_data_set(tmp_path, monkey
     assert 0 < many < 2 * few + 5
 
 
+def test_the_memory_of_a_notebook_is_that_of_papermill_and_of_its_kernel(tmp_path):
+    small = {"size": 16, "train_images": 8, "test_images": 2, "shown": 1, "tasks": "sd", "epochs": 1, "steps": 1}
+    found = script("memory").notebook("tour", tmp_path, **small)
+    assert 20 < found["papermill"] < found["kernel"] < 4000, "MB; the kernel alone has PyTorch"
+    assert (tmp_path / "store" / "models").is_dir()
+    with pytest.raises(RuntimeError, match="tour should run to its end. Papermill ended with 1"):
+        script("memory").notebook("tour", tmp_path, **small | {"tasks": "sx"})
+
+
 def _attack(images: int, steps: int) -> float:
     return script("memory").attack(images, steps, 32, 8)
 

@@ -345,3 +345,26 @@ def test_the_example_is_written_once_and_never_over_something_else(tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("my own")
     with pytest.raises(ValueError, match="should be empty or hold an example. Found other files in"):
         data.write_example(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("moment", [0, 1, 4])
+def test_an_example_that_was_begun_is_written_to_its_end(tmp_path, monkeypatch, moment):
+    """Stopped as its description and at some later image is about to be written."""
+    stopped = lambda *_, **__: pytest.fail("stopped")  # noqa: E731
+    with monkeypatch.context() as patch:
+        if moment == 0:
+            patch.setattr("os.replace", stopped)
+            patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)  # killed, it removes nothing
+        else:
+            write = Image.Image.save
+            calls = iter(range(moment))
+            patch.setattr(Image.Image, "save", lambda *a, **k: write(*a, **k) if next(calls, None) else stopped())
+        with pytest.raises(pytest.fail.Exception, match="stopped"):
+            data.write_example(tmp_path / "example", 2, 1)
+    with pytest.raises(ValueError, match="dataset.yaml"):
+        data.load("folder", tasks="s", split="train", size=16, root=tmp_path / "example")
+    data.write_example(tmp_path / "example", 2, 1)
+    whole = data.write_example(tmp_path / "whole", 2, 1)
+    files = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file()]
+    assert all((tmp_path / "example" / file).read_bytes() == (whole / file).read_bytes() for file in files)
+    assert len(files) == 1 + 3 * 5 == sum(path.is_file() for path in (tmp_path / "example").rglob("*"))

@@ -12,10 +12,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from safetensors import safe_open
+from test_benchmarks import script
 
 from mtrlib import data, sealed
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
@@ -24,6 +27,10 @@ from mtrlib.store import Store
 KILLS = 30
 MODELS = [ModelSpec(data=DataSpec(size=16), tasks=tasks, images=16, epochs=2, batch_size=8) for tasks in ("s", "sd")]
 ATTACKS = [AttackSpec(tasks="s", steps=steps, images=24) for steps in (4, 6)]
+NOTEBOOK = "new_dataset"  # it writes its data set first
+TINY = {"size": 16, "train_images": 16, "test_images": 6, "panel_images": 4, "epochs": 2, "batch_size": 8, "steps": 2}
+TINY |= {"tasks": "sd", "shown": 1, "replicates": 1000}
+STAGES = ("example/*/*", "cache/*/*", "store/models/*/*", "store/errors/*", "out/*")  # what it writes, in this order
 # Forks, for each line of its input, a process that trains and attacks everything and decodes a folder, in little steps:
 # what the imports take is spent once.
 SERVER = """
@@ -199,3 +206,64 @@ def test_a_lock_of_a_killed_process_is_free(tmp_path):
     begun = time.monotonic()
     with sealed.locked(tmp_path / "lock"):
         assert time.monotonic() - begun < 5
+
+
+def test_what_a_killed_process_was_writing_does_not_stay(tmp_path):
+    store, spec = Store(tmp_path, device="cpu"), MODELS[0]
+    folder = tmp_path / "models" / spec.key
+    folder.mkdir(parents=True)
+    for path in (tmp_path / "format", folder / "spec.json", folder / "resume.safetensors", folder / "record.json"):
+        sealed.partial(path).write_bytes(b"half")
+    store.model(spec)
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+
+def kill(process: subprocess.Popen, memory) -> None:
+    """The kernel, too, which has a group of its own."""
+    os.kill(process.pid, signal.SIGSTOP)  # so that it starts nothing more
+    for each in memory.family(process.pid):
+        os.kill(each, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """The tables of a run that came to its end; nothing else is to lie about."""
+    executed = nbformat.read(folder / "executed.ipynb", as_version=4)
+    assert [cell for cell in executed.cells if cell.cell_type == "code"][-1].outputs, "the sentinel did not run"
+    kept = [path for name in ("example", "cache", "store") for path in (folder / name).rglob("*")]
+    assert not [path for path in kept if path.name.startswith(".") or {".partial", ".damaged-1"} & set(path.suffixes)]
+    for path in kept:
+        if path.name.endswith("lock"):
+            with FileLock(path, timeout=0):
+                pass
+    return {path.name: path.read_bytes() for path in (folder / "out").glob("*.csv")}
+
+
+def test_a_notebook_repeats_its_tables_also_when_it_is_killed_at_every_stage(tmp_path, monkeypatch):
+    """Two undisturbed runs from two empty stores, and one that is killed five times, once while it writes each of its
+    folders: as soon as a number of files drawn at random is there."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    memory = script("memory")
+    undisturbed, again, folder = (tmp_path / name for name in ("undisturbed", "again", "killed"))
+    for each in (undisturbed, again, folder):
+        each.mkdir()
+
+    def notebook(folder: Path) -> subprocess.Popen:
+        return memory.begin(NOTEBOOK, folder, **TINY)
+
+    assert notebook(undisturbed).wait() == 0
+    assert notebook(again).wait() == 0
+    expected = written(undisturbed)
+    assert sorted(expected) == [f"{NOTEBOOK}_checked.csv", f"{NOTEBOOK}_vulnerability.csv"]
+    assert written(again) == expected
+    moments = random.Random(0)
+    for stage in STAGES:
+        number = moments.randrange(len(list(undisturbed.glob(stage))) // 2)  # it goes on until the signal is there
+        process = notebook(folder)
+        while len(list(folder.glob(stage))) <= number:
+            assert process.poll() is None, f"it ended before {number} files {stage} were there"
+            time.sleep(0.005)
+        kill(process, memory)
+        whole(folder)
+    assert notebook(folder).wait() == 0
+    assert written(folder) == expected

@@ -104,6 +104,18 @@ def test_clean_errors_are_of_the_clean_images(tiny, tmp_path):
     assert (strong.clean_error != strong.adversarial_error).any()
 
 
+def test_another_seed_gives_other_numbers(tiny, tmp_path):
+    """Of the model all of them, of the attack those under attack alone: 10 rows, of which none stays as it was."""
+    store = Store(tmp_path)
+    first = store.errors(tiny, ATTACK)
+    model = store.errors(tiny.model_copy(update={"seed": 1}), ATTACK)
+    start = store.errors(tiny, ATTACK.model_copy(update={"seed": 1}))
+    assert (model.clean_loss != first.clean_loss).all()
+    assert (model.adversarial_loss != first.adversarial_loss).all()
+    pd.testing.assert_series_equal(start.clean_loss, first.clean_loss)
+    assert (start.adversarial_loss != first.adversarial_loss).all()
+
+
 def test_more_images_do_not_change_the_first(tiny, tmp_path):
     """Also across batches: 70 images are more than one."""
     store = Store(tmp_path)

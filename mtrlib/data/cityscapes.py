@@ -19,8 +19,10 @@ to the square at their centre (see `decoding`).
 
 from __future__ import annotations
 
+import zlib
 from functools import lru_cache
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from torchvision import datasets
@@ -54,9 +56,15 @@ def source(root: Path, *, letters: str, split: str, size: int | None, limit: int
         return folder.described("cityscapes", what, root, letters, split, size, limit)
     try:
         listed = datasets.Cityscapes(str(root), _FOLDERS[split], "fine", "semantic")
+    except OSError as error:
+        raise decoding.unreadable(error.filename or root, error) from error
     except RuntimeError as error:
         found = sorted(path.name for path in root.iterdir())
         raise ValueError(f"{root} should hold leftImg8bit and gtFine. Found {', '.join(found)}.") from error
+    except (BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(
+            f"{root} should hold whole archives of leftImg8bit and gtFine. Found a bad one: {error}."
+        ) from error
     suffix = "_leftImg8bit.png"
     images = sorted(Path(path) for path in listed.images)[:limit]
     ids = [path.name.removesuffix(suffix) for path in images]
@@ -75,19 +83,21 @@ def source(root: Path, *, letters: str, split: str, size: int | None, limit: int
         "s": (
             _label("s", 19, invalid=_UNLABELLED),
             files("labels of s", "gtFine", "_gtFine_labelIds.png"),
+            "8-bit grey PNG",
             _train_ids(),
         ),
         "d": (
             _label("d", 0, invalid=0, scale=1 / 256, offset=-1 / 256),
             files("labels of d", "disparity", "_disparity.png"),
+            "16-bit grey PNG",
             None,
         ),
     }
     for letter in letters:
-        label, found, table = labels[letter]
-        parts[letter] = folder.label_part(label, found, size, table)
+        label, found, kind, table = labels[letter]
+        parts[letter] = folder.label_part(label, found, size, (kind,), table)
     defined = {letter: task for letter, task in tasks(root).items() if letter in letters}
-    return Source("cityscapes", "cityscapes 1", root, split, tuple(ids), parts, {}, {t: defined[t] for t in letters})
+    return Source("cityscapes", "cityscapes 2", root, split, tuple(ids), parts, {}, {t: defined[t] for t in letters})
 
 
 def _official(root: Path) -> bool:
@@ -123,9 +133,10 @@ def _number_of_classes(root: Path) -> int:
 
 
 def _train_ids() -> np.ndarray:
-    """(256,) from a labelId of the official files to one of 19 classes, or 255."""
-    table = np.full(256, _UNLABELLED, dtype=np.int32)
+    """(256,) from a labelId of the official files to one of 19 classes, or 255; -1 for what is no labelId."""
+    table = np.full(256, -1, dtype=np.int32)
+    table[_UNLABELLED] = _UNLABELLED
     for kind in datasets.Cityscapes.classes:
-        if 0 <= kind.train_id < 19 and kind.id >= 0:
-            table[kind.id] = kind.train_id
+        if kind.id >= 0:
+            table[kind.id] = kind.train_id if 0 <= kind.train_id < 19 else _UNLABELLED
     return table

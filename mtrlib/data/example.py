@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mtrlib import sealed
 from mtrlib.data import description, load
 
 CLASSES = {"floor": "floor", "wall": "wall", "ceiling": "ceiling"}  # of rooms -> here; everything else is a thing
@@ -52,7 +53,7 @@ splits:
 
 
 def write_example(folder: str | Path, train: int = 256, test: int = 64, seed: int = 0) -> Path:
-    """Write the data set into a folder, unless it is there already.
+    """Write the data set into a folder, unless it is there already; what a killed process began is written anew.
 
     Parameters
     ----------
@@ -70,11 +71,13 @@ def write_example(folder: str | Path, train: int = 256, test: int = 64, seed: in
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     if before == text:
         return folder
-    if not before.startswith(MARK) and folder.exists() and any(folder.iterdir()):
+    others = [file for file in folder.iterdir() if file != sealed.partial(path)] if folder.exists() else []
+    if not before.startswith(MARK) and others:
         raise ValueError(f"Parameter folder should be empty or hold an example. Found other files in {folder}.")
-    path.unlink(missing_ok=True)  # written last: with it the data set is complete
+    folder.mkdir(parents=True, exist_ok=True)
+    sealed.write(path, f"{MARK}: not yet complete.\n".encode())  # whose the files are, if this is killed
     for name in ("images", "segments", "depth", "normals", "inverse"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).mkdir(exist_ok=True)
         for old in (folder / name).glob("t*_*.*"):
             old.unlink()
     for split, number in (("train", train), ("test", test)):
@@ -82,7 +85,7 @@ def write_example(folder: str | Path, train: int = 256, test: int = 64, seed: in
         numbers = np.array([list(CLASSES).index(name) if name in CLASSES else 3 for name in rooms.class_names])
         for row in range(number):
             _write(folder, f"{split}_{row:04d}", rooms, row, numbers.astype(np.uint8))
-    path.write_text(text, encoding="utf-8")
+    sealed.write(path, text.encode())  # last: with it the data set is complete
     return folder
 
 

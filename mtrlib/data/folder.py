@@ -91,8 +91,11 @@ def described(
     )
 
 
-def label_part(label: Label, files: list[File], size: int | None, table: np.ndarray | None = None) -> Part:
-    """The part of one task. `table`, where given, says what each raw value stands for: raw -> table[raw]."""
+def label_part(
+    label: Label, files: list[File], size: int | None, kinds: Sequence[str] = (), table: np.ndarray | None = None
+) -> Part:
+    """The part of one task. `kinds`, where given, are the PNG files that it may have. `table`, where given, says what
+    each raw value stands for: raw -> table[raw], below 0 for a value that no file should hold."""
     edge = size or 0
     shape, dtype = ((edge, edge), np.uint8) if label.kind == "classes" else ((label.channels, edge, edge), np.float32)
     layout = {"values": (shape, dtype)}
@@ -100,10 +103,11 @@ def label_part(label: Label, files: list[File], size: int | None, table: np.ndar
         layout["mask"] = ((edge, edge), np.bool_)
 
     def decode(group: Sequence[File], image_size: tuple[int, int] | None) -> Arrays:
-        raw = read_label(label, group[0].path, image_size)
+        raw = read_label(label, group[0].path, image_size, kinds)
         if table is not None:
-            if raw.min() < 0 or raw.max() >= len(table):
-                raise ValueError(f"{group[0].path} should hold values 0 to {len(table) - 1}. Found {raw.max()}.")
+            unknown = raw[table[raw] < 0]
+            if unknown.size:
+                raise ValueError(f"{group[0].path} should hold known labels. Found {unknown.max()}.")
             raw = table[raw]
         return _target(label, group[0].path, raw, size)
 
@@ -126,8 +130,9 @@ def read_image(path: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(values))
 
 
-def read_label(label: Label, path: str, image_size: tuple[int, int] | None) -> np.ndarray:
-    """Raw values, (H, W, C); ValueError naming the file for a bad one or another size than that of its image."""
+def read_label(label: Label, path: str, image_size: tuple[int, int] | None, kinds: Sequence[str] = ()) -> np.ndarray:
+    """Raw values, (H, W, C); ValueError naming the file for a bad one, a PNG that is none of `kinds`, where those are
+    given, or another size than that of its image."""
     channels = 1 if label.kind == "classes" else label.channels
     if path.lower().endswith(".npy"):
         raw = _array(path)
@@ -141,7 +146,8 @@ def read_label(label: Label, path: str, image_size: tuple[int, int] | None) -> n
     if channels > 3:
         raise ValueError(f"{path} should be an array in a .npy file: a PNG has no {channels} channels.")
     one = (*_GREY, *_PALETTES) if label.kind == "classes" else _GREY
-    image = np.asarray(decoding.read_image(path, one if channels == 1 else ("8-bit RGB PNG",), image_size))
+    kinds = kinds or (one if channels == 1 else ("8-bit RGB PNG",))
+    image = np.asarray(decoding.read_image(path, kinds, image_size))
     return (image[..., None] if image.ndim == 2 else image[..., :channels]).astype(np.int32)
 
 
@@ -152,7 +158,8 @@ def _target(label: Label, path: str, raw: np.ndarray, size: int | None) -> Array
     else:
         absent = np.isnan(raw) if np.isnan(label.invalid) else raw == label.invalid
     valid = ~absent.all(axis=-1, keepdims=True)
-    wrong = ~np.isfinite(raw) & valid
+    with np.errstate(over="ignore", invalid="ignore"):
+        wrong = ~(np.abs(raw * label.scale + label.offset) <= np.finfo(np.float32).max) & valid  # targets are float32
     if wrong.any():
         row, column = np.argwhere(wrong)[0][:2]
         raise ValueError(f"{path} should hold numbers. Found {raw[wrong][0]} in row {row}, column {column}.")
