@@ -66,27 +66,36 @@ def write_example(folder: str | Path, train: int = 256, test: int = 64, seed: in
     ValueError : for a folder that holds anything else.
     """
     folder = Path(folder)
-    path = folder / description.FILE
     text = TEXT.format(mark=MARK, train=train, test=test, seed=seed)
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if before == text:
-        return folder
+    if _found(folder) != text:
+        with sealed.locked(folder.with_name(f".{folder.name}.lock")):
+            if _found(folder) != text:  # not even by the one that held the lock before
+                _write_all(folder, text, {"train": train, "test": test}, seed)
+    return folder
+
+
+def _found(folder: Path) -> str:
+    path = folder / description.FILE
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _write_all(folder: Path, text: str, sizes: dict[str, int], seed: int) -> None:
+    path = folder / description.FILE
     others = [file for file in folder.iterdir() if file != sealed.partial(path)] if folder.exists() else []
-    if not before.startswith(MARK) and others:
+    if not _found(folder).startswith(MARK) and others:
         raise ValueError(f"Parameter folder should be empty or hold an example. Found other files in {folder}.")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     sealed.write(path, f"{MARK}: not yet complete.\n".encode())  # whose the files are, if this is killed
     for name in ("images", "segments", "depth", "normals", "inverse"):
         (folder / name).mkdir(exist_ok=True)
         for old in (folder / name).glob("t*_*.*"):
             old.unlink()
-    for split, number in (("train", train), ("test", test)):
+    for split, number in sizes.items():
         rooms = load("rooms", tasks="sdn", split=split, size=64, limit=number, seed=seed)
         numbers = np.array([list(CLASSES).index(name) if name in CLASSES else 3 for name in rooms.class_names])
         for row in range(number):
             _write(folder, f"{split}_{row:04d}", rooms, row, numbers.astype(np.uint8))
     sealed.write(path, text.encode())  # last: with it the data set is complete
-    return folder
 
 
 def _write(folder: Path, name: str, rooms, row: int, numbers: np.ndarray) -> None:
