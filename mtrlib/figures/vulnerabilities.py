@@ -13,7 +13,8 @@ from mtrlib.tasks import TASKS
 
 
 def heat_maps(matrices: dict[str, pd.DataFrame], label: str) -> Figure:
-    """Matrices main x auxiliary, two a row, each with its numbers and a logarithmic colour scale of its own.
+    """Matrices main x auxiliary, two a row, each with its numbers and a logarithmic colour scale of its own, which
+    ends at four times the single-task model.
 
     Parameters
     ----------
@@ -31,13 +32,14 @@ def heat_maps(matrices: dict[str, pd.DataFrame], label: str) -> Figure:
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratio = np.log2(values / np.diag(values)[:, None])
             ratio[~np.isfinite(ratio)] = np.nan  # no colour where a vulnerability is not above 0
-            limit = max(np.nanmax(np.abs(ratio), initial=0.0), 0.05)
+            limit = min(max(np.nanmax(np.abs(ratio), initial=0.0), 0.05), 2.0)  # beyond four times, one colour
             axis.imshow(ratio, cmap="PuOr_r", vmin=-limit, vmax=limit)
             for (row, column), value in np.ndenumerate(values):
                 if np.isfinite(value):
                     dark = abs(ratio[row, column]) > 0.6 * limit
                     text = {"color": "white" if dark else "black", "weight": "bold" if row == column else "normal"}
-                    axis.text(column, row, f"{value:.2f}", ha="center", va="center", **text)
+                    number = f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+                    axis.text(column, row, number, ha="center", va="center", **text)
             axis.set_xticks(range(len(matrix.columns)), matrix.columns)
             axis.set_yticks(range(len(matrix.index)), matrix.index)
             axis.set(xlabel="auxiliary task (diagonal: none)", ylabel="main task", title=title)
