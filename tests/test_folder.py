@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,8 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from mtrlib import data
-from mtrlib.data import decoding
+from mtrlib.data import decoding, description
+from mtrlib.data.folder import read_label
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.store import Store
 
@@ -368,3 +372,20 @@ def test_an_example_that_was_begun_is_written_to_its_end(tmp_path, monkeypatch, 
     files = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file()]
     assert all((tmp_path / "example" / file).read_bytes() == (whole / file).read_bytes() for file in files)
     assert len(files) == 1 + 3 * 5 == sum(path.is_file() for path in (tmp_path / "example").rglob("*"))
+
+
+def test_arrays_are_read_by_threads_at_once(tmp_path):
+    # Threads take turns in the middle of parsing a header where the collector runs Python code there; without the lock
+    # around it, some 1 of 300 reads then fails with a SystemError of `ast`.
+    np.save(tmp_path / "a.npy", np.arange(12, dtype=np.float32).reshape(3, 4))
+    label = description.Label(letter="h", name="height", kind="regression", files="{id}.npy", error="absolute error")
+    threshold, others = gc.get_threshold(), lambda *_: time.sleep(0)
+    gc.callbacks.append(others)
+    gc.set_threshold(20)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            arrays = list(pool.map(lambda _: read_label(label, str(tmp_path / "a.npy"), (4, 3)), range(4000)))
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(others)
+    assert [float(array.sum()) for array in arrays] == [66.0] * 4000

@@ -21,6 +21,7 @@ would blur them. `nyuv2` and `cityscapes` are descriptions too.
 
 from __future__ import annotations
 
+import threading
 import tokenize
 import zipfile
 from collections.abc import Sequence
@@ -36,6 +37,9 @@ from mtrlib.data.description import Description, Label
 from mtrlib.tasks import Task
 
 _VERSION = "folder 1"
+# numpy parses the header of an array with `ast`. Threads that do so at once disturb each other: a SystemError now and
+# then, seen with Python 3.11 (and reported as python/cpython issue 106905).
+_PARSING = threading.Lock()
 _GREY = ("8-bit grey PNG", "16-bit grey PNG")
 _PALETTES = tuple(f"{bits}-bit {colour} PNG" for bits in (1, 2, 4, 8) for colour in ("grey", "palette"))
 
@@ -177,7 +181,7 @@ def _target(label: Label, path: str, raw: np.ndarray, size: int | None) -> Array
 
 def _array(path: str) -> np.ndarray:
     try:
-        with open(path, "rb"):  # says why it cannot be read
+        with open(path, "rb"), _PARSING:  # open says why a file cannot be read
             values = np.load(path, mmap_mode="r", allow_pickle=False)  # a map: no more than the file has
     except OSError as error:
         raise decoding.unreadable(path, error) from error
