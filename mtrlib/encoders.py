@@ -134,6 +134,26 @@ def _xception() -> nn.Module:
     return nn.Sequential(layers)
 
 
+class Upsampling(nn.ConvTranspose2d):
+    """A 2 x 2 transposed convolution of stride 2, (B, before, H, W) -> (B, after, 2 H, 2 W): no two inputs meet in one
+    output. Trained in bfloat16 on a CPU it is computed as what it then is, one matrix product for all pixels: the same
+    but for rounding, and its gradient of the weights takes a tenth to a quarter of the time."""
+
+    def __init__(self, before: int, after: int):
+        super().__init__(before, after, kernel_size=2, stride=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
+        if images.device.type != "cpu" or not half or not self.weight.requires_grad:
+            return super().forward(images)
+        batch, before, height, width = images.shape
+        pixels = images.permute(0, 2, 3, 1).reshape(-1, before)  # views, channels last
+        weights = self.weight.permute(0, 2, 3, 1).reshape(before, -1)
+        outputs = torch.addmm(self.bias.repeat(4), pixels, weights)
+        blocks = outputs.view(batch, height, width, 2, 2, self.out_channels).transpose(2, 3)
+        return blocks.reshape(batch, 2 * height, 2 * width, self.out_channels).permute(0, 3, 1, 2)
+
+
 class XceptionDecoder(nn.Module):
     """The decoder that goes with `xception_small`: four steps up by two, and a thin copy of the latent beside them."""
 
@@ -141,7 +161,7 @@ class XceptionDecoder(nn.Module):
         super().__init__()
 
         def up(before: int, after: int) -> list[nn.Module]:
-            return [nn.ConvTranspose2d(before, after, 2, stride=2), nn.BatchNorm2d(after), nn.ReLU()]
+            return [Upsampling(before, after), nn.BatchNorm2d(after), nn.ReLU()]
 
         def mix(before: int, after: int, size: int) -> list[nn.Module]:
             return [Separable(before, after, size), nn.BatchNorm2d(after), nn.ReLU()]

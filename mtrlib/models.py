@@ -248,7 +248,7 @@ def _decoder(encoder: str, latent: int, channels: int) -> nn.Module:
     layers: dict[str, nn.Module] = {}
     for stage, width in enumerate(widths):
         before = latent if stage == 0 else widths[stage - 1]
-        layers[f"upconv{stage}"] = nn.ConvTranspose2d(before, width, 2, stride=2)
+        layers[f"upconv{stage}"] = encoders.Upsampling(before, width)
         layers[f"bn_upconv{stage}"] = nn.BatchNorm2d(width)
         layers[f"relu_upconv{stage}"] = nn.ReLU(inplace=True)
         if stage < len(widths) - 1:

@@ -20,7 +20,7 @@ from mtrlib.weights import WEIGHTS, task_weights
 
 # Part of every key. To be raised whenever a change to data, models, training or attacks changes what a specification
 # gives, so that a store from before the change is not taken for one from after it.
-VERSION = 3
+VERSION = 4
 
 Tasks = Annotated[str, AfterValidator(parse)]
 Norm = Literal["linf", "l2"]

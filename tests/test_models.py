@@ -105,6 +105,33 @@ def test_folding_batch_norms_changes_outputs_by_rounding_only(encoder):
     assert all(torch.equal(before[name], values) for name, values in model.state_dict().items())
 
 
+@pytest.mark.parametrize(("before", "after", "size"), [(64, 32, 32), (256, 128, 8), (3, 5, 1)])
+def test_upsampling_is_a_transposed_convolution_in_every_precision(before, after, size):
+    torch.manual_seed(0)
+    layer = encoders.Upsampling(before, after).to(memory_format=torch.channels_last)
+    reference = nn.ConvTranspose2d(before, after, 2, stride=2)
+    reference.load_state_dict(layer.state_dict())
+    images = torch.randn(4, before, size, size + 1).contiguous(memory_format=torch.channels_last)
+    direction = torch.randn(4, after, 2 * size, 2 * size + 2)
+
+    def passes(layer: nn.Module, half: bool) -> list[torch.Tensor]:
+        """The output and its gradients by the image, the weights and the bias."""
+        point = images.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            output = layer(point)
+        assert output.dtype is (torch.bfloat16 if half else torch.float32)
+        assert output.is_contiguous(memory_format=torch.channels_last)
+        return [output, *torch.autograd.grad((output.float() * direction).sum(), (point, *layer.parameters()))]
+
+    for here, there in zip(passes(layer, False), passes(reference, False), strict=True):
+        assert torch.equal(here, there)
+    exact = passes(reference, False)
+    for here, there, value in zip(passes(layer, True), passes(reference, True), exact, strict=True):
+        assert here.shape == there.shape
+        assert (here - there).norm() <= 0.006 * value.norm()  # a bfloat16 has 8 bits
+        assert (here - value).norm() <= 1.5 * (there - value).norm() + 1e-6 * value.norm()  # about as exact
+
+
 def test_networks_of_timm_are_not_folded():
     model = shaken(models.build("timm/resnet10t", "d", seed=0))
     small = models.folded(model)
