@@ -49,7 +49,8 @@ def main() -> None:
         for name in attacks.NAMED if precision == machine.precision() else ():
             if name != "pgd":
                 rows.append(attack_cost(options, device, precision, "sn", "sn", peak, name))
-        rows.append(training_cost(options, device, precision, "sn", peak))
+        for size in dict.fromkeys((8, options.batch)):
+            rows.append(training_cost(options, device, precision, "sn", peak, size))
     rows.append({"what": "rendering rooms", "precision": "float32", "images/s": rendering_rate(options)})
     table = pd.DataFrame(rows)
     print(" | ".join(f"{name}: {value}" for name, value in machine.describe().items()))
@@ -115,9 +116,10 @@ def passes(name: str) -> tuple[int, int]:
     return {"fgsm": (1, 1), "square": (0, STEPS + 1)}.get(name, (STEPS, 1))
 
 
-def training_cost(options, device, precision: str, tasks: str, peak: float) -> dict:
+def training_cost(options, device, precision: str, tasks: str, peak: float, batch_size: int) -> dict:
     """Images a second of `training.fit`, by its own steps, without the writing of checkpoints."""
-    spec = ModelSpec(data=DataSpec(size=options.size), tasks=tasks, encoder=options.encoder, precision=precision)
+    shared = {"tasks": tasks, "encoder": options.encoder, "precision": precision, "batch_size": batch_size}
+    spec = ModelSpec(data=DataSpec(size=options.size), **shared)
     images, targets = batch(512, options.size, tasks, device)
     data = dataset(images, targets, tasks)
     model = training.build(spec, data.tasks).to(device)

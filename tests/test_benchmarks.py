@@ -37,7 +37,7 @@ def test_attack_cost_in_both_precisions(attack_cost, precision):
     assert both["ratio"] == pytest.approx(both["ms/image"] / both["bare ms/image"])
     counted = [row["GFLOP/s"] * row["ms/image"] for row in (one, both)]
     assert counted[0] < counted[1], "a decoder that is not attacked is not counted"
-    assert attack_cost.training_cost(OPTIONS, device, precision, "d", 1.0)["images/s"] > 0
+    assert attack_cost.training_cost(OPTIONS, device, precision, "d", 1.0, 8)["images/s"] > 0
 
 
 def test_passes_are_those_that_attacks_make(attack_cost):
