@@ -3,7 +3,9 @@ result, and never a traceback that ends in a library."""
 
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
 import struct
 import traceback
 import warnings
@@ -349,6 +351,43 @@ def test_folders_that_are_none(name, tmp_path):
             above.rmdir() if what == "empty" else above.unlink()
             (tmp_path / "away").rename(above)
     assert len(load(name, root)) == 1
+
+
+NO_UTF8 = os.fsdecode(b"a\xff")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_folder_whose_name_is_no_utf8(name, tmp_path):
+    root = tmp_path / NO_UTF8
+    SETS[name][0](root)
+    assert "should have names in UTF-8" in refusal(lambda: load(name, root))
+    assert "should have names in UTF-8" in refusal(lambda: data.check(name.split(",")[0], root))
+    assert len(load(name, root.rename(tmp_path / "a²"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "other"),
+    [
+        ("folder", "x/a.png", f"x/{NO_UTF8}.png"),
+        ("nyuv2", "train/image/0.npy", f"train/image/{NO_UTF8}.npy"),
+        ("taskonomy", "building", NO_UTF8),
+    ],
+)
+def test_an_image_whose_name_is_no_utf8(name, image, other, tmp_path):
+    SETS[name][0](tmp_path / "root" / ("building" if name == "taskonomy" else ""))
+    root = tmp_path / "root"
+    assert len(load(name, root)) == 1
+    (shutil.copytree if (root / image).is_dir() else shutil.copy)(root / image, root / other)
+    assert "should have names in UTF-8" in refusal(lambda: load(name, root))
+
+
+def test_numbers_in_names_that_are_no_ascii_digits(tmp_path):
+    what = yaml.safe_load(folder(tmp_path)["dataset.yaml"])
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(what | {"splits": {"train": "*", "test": "b"}}))
+    for other in ("²", "٣", "a²", "10", "9"):
+        for part in ("x/a.png", "s/a.png", "d/a.png", "h/a.npy"):
+            shutil.copy(tmp_path / part, tmp_path / part.replace("a.", f"{other}."))
+    assert load("folder", tmp_path).ids == ("9", "10", "a", "a²", "b", "²", "٣")
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mtrlib.data import description
 from mtrlib.tasks import TASKS, Task, parse
 
 NAMES = ("rooms", "taskonomy", "nyuv2", "cityscapes", "folder")
@@ -141,7 +142,7 @@ def tasks(name: str, root: str | Path | None = None) -> dict[str, Task]:
     reader = _reader(name)
     if name == "rooms":
         return _papers(reader.TASKS, reader.CLASSES)
-    return reader.tasks(None if root is None else Path(root).expanduser().absolute())
+    return reader.tasks(None if root is None else _folder(root))
 
 
 def classes(name: str, root: str | Path | None = None) -> tuple[str, ...]:
@@ -157,7 +158,7 @@ def letters(name: str, root: str | Path | None = None) -> str:
 
 def digest(name: str, root: str | Path | None = None) -> str | None:
     """What names the content of the description of a "folder" data set; None for all others, which have none."""
-    return _reader(name).digest(Path(root).expanduser().absolute()) if name == "folder" and root is not None else None
+    return _reader(name).digest(_folder(root)) if name == "folder" and root is not None else None
 
 
 def check(name: str, root: str | Path, letters: str | None = None) -> pd.DataFrame:
@@ -175,9 +176,19 @@ def source(name: str, root: str | Path | None, tasks: str, split: str, size: int
     as they are."""
     if root is None:
         raise ValueError(f"Parameter root should be the folder of the {name} files. Found root = None.")
-    root = Path(root).expanduser().absolute()
+    root = _folder(root)
     parse(tasks, letters(name, root), name)
-    return _reader(name).source(root, letters=tasks, split=split, size=size, limit=limit)
+    found = _reader(name).source(root, letters=tasks, split=split, size=size, limit=limit)
+    for each in found.ids:
+        description.named(root, each)
+    return found
+
+
+def _folder(root: str | Path) -> Path:
+    """The whole path; ValueError for one that is no UTF-8."""
+    root = Path(root).expanduser().absolute()
+    description.named(root, "")
+    return root
 
 
 def _papers(letters: str, class_names: tuple[str, ...]) -> dict[str, Task]:

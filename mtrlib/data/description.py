@@ -206,6 +206,14 @@ def inside(root: Path, name: str) -> Path:
     return path
 
 
+def named(root: Path, name: str) -> None:
+    """ValueError for a folder, or the name of something in it, that is no UTF-8: no table could hold it."""
+    try:
+        str(root / name).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{str(root)!a} and what is in it should have names in UTF-8. Found {name!a}.") from None
+
+
 def _matching(root: Path, pattern: str) -> list[str]:
     """The ids of the files that match, in natural order; an id may hold slashes."""
     before, after = pattern.split("{id}")
@@ -217,7 +225,9 @@ def _matching(root: Path, pattern: str) -> list[str]:
             path = Path(folder, name).relative_to(root).as_posix()
             if path.startswith(before) and path.endswith(after) and len(path) > len(before) + len(after):
                 ids.append(path[len(before) : len(path) - len(after)])
-    return sorted(ids, key=lambda name: [int(part) if part.isdigit() else part for part in re.split("([0-9]+)", name)])
+                named(root, path)
+    # Every second part is a number in ASCII digits, which are not the only ones that Python knows.
+    return sorted(ids, key=lambda name: [int(p) if i % 2 else p for i, p in enumerate(re.split("([0-9]+)", name))])
 
 
 def _text(path: Path) -> str:
