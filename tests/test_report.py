@@ -1,6 +1,7 @@
 """The page of results: every link resolves, every claim and verdict is on it, and a browser finds nothing wrong."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -100,9 +101,10 @@ def test_a_folder_without_results_is_refused(tmp_path):
         report.write(tmp_path)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+@pytest.mark.skipif(CHROMIUM is None and os.environ.get("MTRLIB_CHROMIUM") != "required", reason="no chromium")
 def test_a_browser_opens_it_without_complaint(folder):
     """The control, a page with an image that is not there, shows that a complaint would be seen."""
+    assert CHROMIUM, "MTRLIB_CHROMIUM=required, and there is no chromium"
     page = report.write(folder)
     broken = folder / "broken.html"
     broken.write_text("<img src='missing.png'><script>undefined_function()</script>")
