@@ -111,6 +111,7 @@ def test_a_browser_opens_it_without_complaint(folder):
     assert "<h2" in _opened(page)[0]
     assert not _opened(page)[1]
     assert _opened(broken)[1]
+    assert not _opened(machine.root() / "results" / "laptop" / "index.html")[1]
 
 
 def _opened(page) -> tuple[str, list[str]]:
