@@ -122,7 +122,8 @@ def measured(store: Store, evaluation: Evaluation, changes: frozenset[str]) -> p
         return fidelity.errors(model, data, attack, changes, precision=spec.precision, device=store.device)
 
     about = {"evaluation": evaluation.model_dump(mode="json"), "changes": sorted(changes), "batch": fidelity.BATCH}
-    return sealed.table(_file(store, evaluation, changes), about, make)
+    file = _file(store, evaluation, changes)
+    return sealed.table(file, about, make, made_from=lambda: store.checkpoints(evaluation))
 
 
 def vulnerabilities(store: Store, p: Fidelity, changes: frozenset[str]) -> pd.DataFrame:

@@ -84,8 +84,15 @@ def set_aside(path: Path, reason: str) -> None:
     warnings.warn(f"{path} is damaged ({reason}). It is now {aside.name}; what it held is made again.", stacklevel=2)
 
 
-def table(path: Path, about: dict, make: Callable[[], pd.DataFrame], written_by: dict | None = None) -> pd.DataFrame:
-    """The table in a Parquet file; made now where it is missing, damaged, or about something else.
+def table(
+    path: Path,
+    about: dict,
+    make: Callable[[], pd.DataFrame],
+    written_by: dict | None = None,
+    made_from: Callable[[], dict[str, str]] = dict,
+) -> pd.DataFrame:
+    """The table in a Parquet file; made now where it is missing, damaged, about something else, or made from files that
+    have changed since.
 
     Parameters
     ----------
@@ -93,17 +100,23 @@ def table(path: Path, about: dict, make: Callable[[], pd.DataFrame], written_by:
     about : what the table is of, as JSON knows it; it lies in the file and is compared.
     make : computes the table.
     written_by : lies in the file, too.
+    made_from : gives what names the content of the files behind the table, by their names, asked after `make` and as
+        the table is read; of those only that are there.
     """
 
     def found() -> pd.DataFrame:
         content = io.BytesIO(read(path))
         try:
             stored = pq.read_table(content)
-            of = json.loads(stored.schema.metadata[b"mtrlib"])["about"]
+            said = json.loads(stored.schema.metadata[b"mtrlib"])
+            of, once = said["about"], dict(said.get("made_from", {}))
         except (pa.ArrowException, ValueError, LookupError, TypeError) as error:
             raise Damaged(path, "it is no table of a store") from error
         if of != about:
             raise Damaged(path, "it is of something else")
+        changed = [name for name, digest in made_from().items() if once.get(name, digest) != digest]
+        if changed:
+            raise Damaged(path, f"{changed[0]} is not what it was made from")
         return stored.to_pandas()
 
     if path.exists():
@@ -118,7 +131,7 @@ def table(path: Path, about: dict, make: Callable[[], pd.DataFrame], written_by:
             except Damaged as error:
                 set_aside(path, error.reason)
         content = pa.Table.from_pandas(make(), preserve_index=False)
-        metadata = json.dumps({"about": about, "written_by": written_by or {}})
+        metadata = json.dumps({"about": about, "made_from": made_from(), "written_by": written_by or {}})
         content = content.replace_schema_metadata({**(content.schema.metadata or {}), "mtrlib": metadata})
         buffer = io.BytesIO()
         pq.write_table(content, buffer)

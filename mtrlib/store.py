@@ -5,15 +5,17 @@
     <path>/errors/<key>.parquet
 
 Files appear whole or not at all. Each is checked by its sha256 when it is read (that of a checkpoint lies in
-record.json, those of others beside them): what is damaged, or of another key, is set aside and computed again. Two
-processes that want the same thing compute it once: each entry has a lock that the operating system gives back when
-its owner dies.
+record.json, those of others beside them): what is damaged, or of another key, is set aside and computed again. So are
+the errors of a model that was trained again since and came out otherwise, as it may on another machine. Two processes
+that want the same thing compute it once: each entry has a lock that the operating system gives back when its owner
+dies.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -121,7 +123,8 @@ class Store:
         path = self._errors_file(wanted)
         if not path.exists():
             self._mark_format()
-        measured = sealed.table(path, wanted.model_dump(mode="json"), measure, _written_by(self.device))
+        about, written_by = wanted.model_dump(mode="json"), _written_by(self.device)
+        measured = sealed.table(path, about, measure, written_by, lambda: self.checkpoints(wanted))
         columns = {
             "model_id": spec.key,
             "trained_tasks": spec.tasks,
@@ -133,6 +136,19 @@ class Store:
             "attacked_tasks": attack.tasks,
         }
         return pd.concat([pd.DataFrame(columns, index=measured.index), measured], axis=1)
+
+    def checkpoints(self, wanted: Evaluation) -> dict[str, str]:
+        """The sha256 of the checkpoints of an evaluation, by "models/<key> epoch <e>", as far as they are here."""
+        found = {}
+        attacked = [(wanted.model, wanted.epoch)]
+        if wanted.source is not None:
+            attacked.append((wanted.source, wanted.source.epochs))
+        for spec, epoch in attacked:
+            if self.has_model(spec):
+                with suppress(sealed.Damaged):
+                    written = {row["epoch"]: row.get("sha256") for row in self._record(spec)["history"]}
+                    found[f"models/{spec.key} epoch {epoch}"] = written[epoch]
+        return found
 
     def _whole(self, spec: ModelSpec, read: Callable[[], T], description: str = "") -> T:
         """What `read` reads of a model; trained first where it is missing, and again where it is damaged."""

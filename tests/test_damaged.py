@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -96,6 +98,27 @@ def test_damaged_errors_are_set_aside_and_measured_again(path, damage):
         pd.testing.assert_frame_equal(Store(path).errors(SPEC, ATTACK), expected)
     assert file.with_name(f"{file.name}.damaged-1").exists()
     pd.testing.assert_frame_equal(Store(path).errors(SPEC, ATTACK), expected)
+
+
+@pytest.mark.parametrize("source", [None, OTHER])
+def test_errors_of_a_model_that_came_out_otherwise_are_measured_again(path, source):
+    """As where a damaged model is trained again on another machine: here the weights of another seed stand for it."""
+    store = Store(path)
+    before = store.errors(SPEC, ATTACK, source=source)
+    changed, other = (SPEC, OTHER) if source is None else (OTHER, SPEC)
+    folder, record = path / "models" / changed.key, store.record(changed)
+    weights = (path / "models" / other.key / "epoch_0002.safetensors").read_bytes()
+    (folder / "epoch_0002.safetensors").write_bytes(weights)
+    record["history"][1]["sha256"] = hashlib.sha256(weights).hexdigest()
+    sealed.seal(folder / "record.json", json.dumps(record).encode())
+    with pytest.warns(UserWarning, match=f"models/{changed.key} epoch 2 is not what it was made from"):
+        after = Store(path).errors(SPEC, ATTACK, source=source)
+    assert not np.allclose(before.adversarial_loss, after.adversarial_loss)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pd.testing.assert_frame_equal(Store(path).errors(SPEC, ATTACK, source=source), after)
+        shutil.rmtree(folder)  # errors stand for themselves where a model is not there
+        pd.testing.assert_frame_equal(Store(path).errors(SPEC, ATTACK, source=source), after)
 
 
 def _evaluation(spec: ModelSpec) -> Evaluation:
