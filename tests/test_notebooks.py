@@ -56,9 +56,11 @@ def test_a_notebook_is_calls_and_reading_not_machinery(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_the_smoke_tier_is_the_default_of_the_notebook(path):
     defaults: dict = {}
-    exec(code_cells(path)[0].source, defaults)
+    source = code_cells(path)[0].source
+    exec(source, defaults)
+    parameters = [node.target.id for node in ast.parse(source).body if isinstance(node, ast.AnnAssign)]
     smoke = yaml.safe_load((ROOT / "params" / "smoke" / f"{path.stem}.yaml").read_text())
-    assert smoke == {name: value for name, value in defaults.items() if name in defaults["__annotations__"]}
+    assert smoke == {name: defaults[name] for name in parameters}
 
 
 def test_rq1_with_other_parameters(tmp_path):
