@@ -57,7 +57,7 @@ def main() -> None:
     print(f"{options.encoder}, {options.size} pixels, batches of {options.batch}, {STEPS} steps, l-infinity 8/255")
     print(table.to_string(index=False, na_rep="", float_format="{:.3g}".format))
     if options.output:
-        table.to_csv(options.output, index=False)
+        table.to_csv(options.output, index=False, float_format="%.4g")
 
 
 def convolution_peak(device: torch.device, precision: str) -> float:

@@ -58,8 +58,8 @@ def main() -> None:
         print(zoo.to_string(index=False, float_format="{:.3g}".format))
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-        table.to_csv(options.output / "scaling.csv", index=False)
-        zoo.to_csv(options.output / "zoo.csv", index=False)
+        table.to_csv(options.output / "scaling.csv", index=False, float_format="%.4g")
+        zoo.to_csv(options.output / "zoo.csv", index=False, float_format="%.4g")
         draw(table).savefig(options.output / "scaling.png", dpi=100)
 
 

@@ -145,7 +145,8 @@ def test_gpu_measures_training_and_attack_with_and_without_compile(tmp_path, mon
     gpu.main()
     table = pd.read_csv(tmp_path / "gpu.csv")
     peak = table["GFLOP/s"][0]
-    assert table["of matrix peak"].tolist() == pytest.approx((table["GFLOP/s"] / peak).tolist())
+    shares = (table["GFLOP/s"] / peak).tolist()
+    assert table["of matrix peak"].tolist() == pytest.approx(shares, rel=2e-3)  # of four digits each
     runs = table.dropna(subset="encoder")
     assert len(compiled) == runs.compiled.astype(bool).sum() == 2
     assert runs.groupby("encoder", sort=False).what.agg(list).tolist() == [["training", "PGD"] * 2, ["training", "PGD"]]

@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mtrlib.data import description
 from mtrlib.tasks import TASKS, Task, parse
 
 NAMES = ("rooms", "taskonomy", "nyuv2", "cityscapes", "folder")
@@ -180,15 +179,23 @@ def source(name: str, root: str | Path | None, tasks: str, split: str, size: int
     parse(tasks, letters(name, root), name)
     found = _reader(name).source(root, letters=tasks, split=split, size=size, limit=limit)
     for each in found.ids:
-        description.named(root, each)
+        _named(root, each)
     return found
 
 
 def _folder(root: str | Path) -> Path:
     """The whole path; ValueError for one that is no UTF-8."""
     root = Path(root).expanduser().absolute()
-    description.named(root, "")
+    _named(root, "")
     return root
+
+
+def _named(root: Path, name: str) -> None:
+    """ValueError for a folder, or the name of something in it, that is no UTF-8: no table could hold it."""
+    try:
+        str(root / name).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{str(root)!a} and what is in it should have names in UTF-8. Found {name!a}.") from None
 
 
 def _papers(letters: str, class_names: tuple[str, ...]) -> dict[str, Task]:

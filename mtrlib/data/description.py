@@ -185,7 +185,7 @@ def find(description: Description, root: Path, split: str) -> list[tuple[str, st
     if folder:
         return [(name, folder) for name in found]
     if description.splits.ratio is not None:
-        share = {name: int(hashlib.sha256(name.encode()).hexdigest()[:12], 16) / 16**12 for name in found}
+        share = {name: int(hashlib.sha256(os.fsencode(name)).hexdigest()[:12], 16) / 16**12 for name in found}
         ids = [name for name in found if (share[name] < description.splits.ratio) == (split == "train")]
     elif isinstance(chosen, str) and not chosen.endswith(".txt"):
         ids = [name for name in found if fnmatchcase(name, chosen)]
@@ -206,14 +206,6 @@ def inside(root: Path, name: str) -> Path:
     return path
 
 
-def named(root: Path, name: str) -> None:
-    """ValueError for a folder, or the name of something in it, that is no UTF-8: no table could hold it."""
-    try:
-        str(root / name).encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{str(root)!a} and what is in it should have names in UTF-8. Found {name!a}.") from None
-
-
 def _matching(root: Path, pattern: str) -> list[str]:
     """The ids of the files that match, in natural order; an id may hold slashes."""
     before, after = pattern.split("{id}")
@@ -225,7 +217,6 @@ def _matching(root: Path, pattern: str) -> list[str]:
             path = Path(folder, name).relative_to(root).as_posix()
             if path.startswith(before) and path.endswith(after) and len(path) > len(before) + len(after):
                 ids.append(path[len(before) : len(path) - len(after)])
-                named(root, path)
     # Every second part is a number in ASCII digits, which are not the only ones that Python knows.
     return sorted(ids, key=lambda name: [int(p) if i % 2 else p for i, p in enumerate(re.split("([0-9]+)", name))])
 
