@@ -190,6 +190,7 @@ def notebook(needs: Needs, name: str) -> Path:
     """
     if name not in needs.parameters:
         raise ValueError(f"Parameter name should be one of {', '.join(needs.parameters)}. Found name = {name}.")
+    import nbformat
     import papermill  # takes long to import
     from nbconvert import HTMLExporter
 
@@ -204,6 +205,9 @@ def notebook(needs: Needs, name: str) -> Path:
         done = papermill.execute_notebook(source, partial, values, progress_bar=False)
         if not [cell for cell in done.cells if cell.cell_type == "code"][-1].outputs:
             raise RuntimeError(f"The last cell of {partial} has no outputs: the notebook did not get to its end.")
+        places = {"input_path": source, "output_path": finished}  # not where this machine keeps them
+        done.metadata.papermill.update({key: os.path.relpath(at, machine.root()) for key, at in places.items()})
+        nbformat.write(done, partial)
         os.replace(partial, finished)
         finished.with_suffix(".html").write_text(HTMLExporter().from_notebook_node(done)[0], encoding="utf-8")
         _touch(mark)

@@ -266,6 +266,8 @@ def test_a_killed_and_restarted_engine_trains_each_epoch_once(place, ran):
 def test_the_notebook_comes_out_and_found_everything_in_the_store(place, ran):
     finished = nbformat.read(place / "out" / f"{RQ1}.ipynb", as_version=4)
     assert finished.cells[-1].outputs[0]["data"]["text/plain"] == "3"
+    metadata = finished.metadata.papermill
+    assert (metadata.input_path, metadata.output_path) == (f"notebooks/{RQ1}.ipynb", f"out/{RQ1}.ipynb")
     assert (place / "out" / f"{RQ1}.html").stat().st_size > 0
     assert not (place / "out" / f"{RQ1}.partial.ipynb").exists()
 

@@ -16,9 +16,33 @@ def test_every_task_has_a_colour_and_a_marker_of_its_own():
 def test_heat_maps_show_every_number_and_label_their_axes():
     matrix = pd.DataFrame([[1.0, 2.0], [np.nan, 0.0]], index=list("sd"), columns=list("sd"))
     figure = figures.heat_maps({"one": matrix, "two": matrix}, "vulnerability")
-    assert [axis.get_title() for axis in figure.axes] == ["one", "two"]
-    assert [text.get_text() for text in figure.axes[0].texts] == ["1.00", "2.00", "0.00"]
-    assert figure.axes[0].get_ylabel() == "main task"
+    *panels, colour_bar = figure.axes
+    assert [axis.get_title() for axis in panels] == ["one", "two"]
+    assert [text.get_text() for text in panels[0].texts] == ["1.00", "2.00", "0.00"]
+    assert panels[0].get_ylabel() == "main task"
+    assert colour_bar.get_ylabel() == "times the single-task model"
+
+
+def test_the_same_change_has_the_same_colour_in_all_heat_maps_of_a_figure():
+    matrices = {
+        "large": pd.DataFrame([[1.0, 1.8], [0.7, 1.0]], index=list("sd"), columns=list("sd")),
+        "small": pd.DataFrame([[2.0, 2.1], [7.0, 10.0]], index=list("sd"), columns=list("sd")),
+        "one row": pd.DataFrame([[1.0, -1.0]], index=["s"], columns=list("sd")),
+    }
+    *panels, colour_bar = figures.heat_maps(matrices, "vulnerability").axes
+    shades = [axis.images[0].to_rgba(axis.images[0].get_array()) for axis in panels if axis.images]
+    assert np.array_equal(shades[0][1, 0], shades[1][1, 0])  # .7 times the single-task model, of 1 and of 10
+    assert np.abs(shades[1][0, 1] - shades[1][0, 0]).max() < 0.1, "5 % more is pale beside 80 % more"
+    assert [text.get_text() for text in colour_bar.get_yticklabels()] == ["0.56", "0.75", "1.00", "1.34", "1.80"]
+    assert np.ma.getmaskarray(panels[2].images[0].get_array()).tolist() == [[False, True]], "below 0: no colour"
+
+
+def test_heat_maps_say_that_their_colours_end_at_double_and_half():
+    matrix = pd.DataFrame([[1.0, 1700.0], [0.9, 1.0]], index=list("sd"), columns=list("sd"))
+    figure = figures.heat_maps({"one": matrix}, "vulnerability")
+    colour_bar = figure.axes[-1]
+    assert [text.get_text() for text in colour_bar.get_yticklabels()] == ["0.50", "0.71", "1.00", "1.41", "2.00"]
+    assert figure.axes[0].images[0].colorbar.extend == "both"
 
 
 def test_errors_have_a_panel_a_main_task_and_a_line_for_the_single_task_model():

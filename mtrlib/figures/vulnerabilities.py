@@ -13,30 +13,30 @@ from mtrlib.tasks import TASKS
 
 
 def heat_maps(matrices: dict[str, pd.DataFrame], label: str) -> Figure:
-    """Matrices main x auxiliary, two a row, each with its numbers and a logarithmic colour scale of its own, which
-    ends at four times the single-task model.
+    """Matrices main x auxiliary, two a row, each with its numbers; one colour scale for all of them says how many times
+    the single-task model of the row a number is. It is logarithmic and ends at two times and at half at the latest.
 
     Parameters
     ----------
     matrices : by title, as `tables.matrix` and `published.vulnerability` give them.
     label : what the numbers are, with the unit.
     """
+    # Each row relative to its single-task model: tasks differ by far more than their auxiliary tasks change.
+    ratios = {title: _log_ratios(matrix.to_numpy(float)) for title, matrix in matrices.items()}
+    largest = max((np.nanmax(np.abs(ratio), initial=0.0) for ratio in ratios.values()), default=0.0)
+    limit = min(max(largest, 0.05), 1.0)
     with plt.rc_context(STYLE):
         columns = min(len(matrices), 2)
         rows = -(-len(matrices) // columns)
-        size = (4.8 * columns, 4.2 * rows + 0.6)
+        size = (4.8 * columns + 1, 4.2 * rows + 0.4)
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-        for axis, (title, matrix) in zip(axes.flat, matrices.items(), strict=True):
-            values = matrix.to_numpy(float)
-            # Each row relative to its single-task model: tasks differ by far more than their auxiliary tasks change.
-            with np.errstate(divide="ignore", invalid="ignore"):
-                ratio = np.log2(values / np.diag(values)[:, None])
-            ratio[~np.isfinite(ratio)] = np.nan  # no colour where a vulnerability is not above 0
-            limit = min(max(np.nanmax(np.abs(ratio), initial=0.0), 0.05), 2.0)  # beyond four times, one colour
-            axis.imshow(ratio, cmap="PuOr_r", vmin=-limit, vmax=limit)
-            for (row, column), value in np.ndenumerate(values):
+        for axis in axes.flat[len(matrices) :]:
+            axis.set_visible(False)
+        for axis, (title, matrix) in zip(axes.flat, matrices.items(), strict=False):
+            picture = axis.imshow(ratios[title], cmap="PuOr_r", vmin=-limit, vmax=limit)
+            for (row, column), value in np.ndenumerate(matrix.to_numpy(float)):
                 if np.isfinite(value):
-                    dark = abs(ratio[row, column]) > 0.6 * limit
+                    dark = abs(ratios[title][row, column]) > 0.6 * limit
                     text = {"color": "white" if dark else "black", "weight": "bold" if row == column else "normal"}
                     number = f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
                     axis.text(column, row, number, ha="center", va="center", **text)
@@ -44,8 +44,19 @@ def heat_maps(matrices: dict[str, pd.DataFrame], label: str) -> Figure:
             axis.set_yticks(range(len(matrix.index)), matrix.index)
             axis.set(xlabel="auxiliary task (diagonal: none)", ylabel="main task", title=title)
             axis.spines[:].set_visible(False)
-        figure.suptitle(f"{label}\norange: above the single-task model of the row, violet: below", fontsize=12)
+        ends = "both" if largest > limit else "neither"
+        colour_bar = figure.colorbar(picture, ax=axes, shrink=0.6, extend=ends, label="times the single-task model")
+        ticks = limit * np.array([-1, -0.5, 0, 0.5, 1])
+        colour_bar.set_ticks(ticks, labels=[f"{2**tick:.2f}" for tick in ticks])
+        figure.suptitle(label, fontsize=12)
     return closed(figure)
+
+
+def _log_ratios(values: np.ndarray) -> np.ndarray:
+    """log2 of each number over the diagonal's of its row; nan, and so no colour, where one of them is not above 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.log2(values / np.diag(values)[:, None])
+    return np.where(np.isfinite(ratios) & (values > 0), ratios, np.nan)
 
 
 def errors(alone: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
