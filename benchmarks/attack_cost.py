@@ -5,8 +5,9 @@
 Prints one table: the convolution peak in float32 and bfloat16; PGD-25 on a two-task and a five-task model beside the
 same number of bare forward and input-gradient passes, interleaved, with their ratio (goal: at most 1.05); attacks on
 one task of the five-task model; every other attack on the two-task model (goal: at most 1.10; Square beside bare
-forward passes); training in images a second; each with its share of the measured peak. Times are medians; models and
-images are random, since cost does not depend on what they hold.
+forward passes); training in images a second, on a CPU with all its cores and with one, as the jobs of a batch; each
+with its share of the peak measured on as many. Times are medians; models and images are random, since cost does not
+depend on what they hold.
 """
 
 from __future__ import annotations
@@ -49,8 +50,7 @@ def main() -> None:
         for name in attacks.NAMED if precision == machine.precision() else ():
             if name != "pgd":
                 rows.append(attack_cost(options, device, precision, "sn", "sn", peak, name))
-        for size in dict.fromkeys((8, options.batch)):
-            rows.append(training_cost(options, device, precision, "sn", peak, size))
+        rows += training_costs(options, device, precision, peak)
     rows.append({"what": "rendering rooms", "precision": "float32", "images/s": rendering_rate(options)})
     table = pd.DataFrame(rows)
     print(" | ".join(f"{name}: {value}" for name, value in machine.describe().items()))
@@ -114,6 +114,25 @@ def passes(name: str) -> tuple[int, int]:
     if name == "ensemble":
         return 5 * STEPS, 5 * 2  # of five attacks, each of whose results is scored once more
     return {"fgsm": (1, 1), "square": (0, STEPS + 1)}.get(name, (STEPS, 1))
+
+
+def training_costs(options, device, precision: str, peak: float) -> list[dict]:
+    """Training a pair by batch size and, on a CPU, number of threads, each beside the peak of as many."""
+    sizes = dict.fromkeys((8, 16, options.batch))
+    rows = [training_cost(options, device, precision, "sn", peak, size) for size in sizes]
+    threads = torch.get_num_threads()
+    if device.type == "cpu" and threads > 1:
+        torch.set_num_threads(1)
+        try:
+            peak = convolution_peak(device, precision)
+            rows.append({"what": "convolution peak, one core", "precision": precision, "GFLOP/s": peak})
+            rows[-1]["share of peak"] = 1.0
+            for size in sizes:
+                rows.append(training_cost(options, device, precision, "sn", peak, size))
+                rows[-1]["what"] += ", one core"
+        finally:
+            torch.set_num_threads(threads)
+    return rows
 
 
 def training_cost(options, device, precision: str, tasks: str, peak: float, batch_size: int) -> dict:

@@ -40,6 +40,30 @@ def test_attack_cost_in_both_precisions(attack_cost, precision):
     assert attack_cost.training_cost(OPTIONS, device, precision, "d", 1.0, 8)["images/s"] > 0
 
 
+def test_training_is_measured_on_all_cores_and_on_one_beside_the_peak_of_as_many(attack_cost, monkeypatch):
+    device, found = torch.device("cpu"), []
+
+    def cost(options, device, precision, tasks, peak, size):
+        found.append((torch.get_num_threads(), peak, size))
+        return {"what": f"batches of {size}"}
+
+    monkeypatch.setattr(attack_cost, "training_cost", cost)
+    monkeypatch.setattr(attack_cost, "convolution_peak", lambda *_: 100.0 * torch.get_num_threads())
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        rows = attack_cost.training_costs(OPTIONS, device, "float32", 200.0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    sizes = (8, 16, OPTIONS.batch)
+    assert found == [(threads, 100.0 * threads, size) for threads in (2, 1) for size in sizes]
+    assert [row["what"] for row in rows] == [f"batches of {size}" for size in sizes] + [
+        "convolution peak, one core",
+        *(f"batches of {size}, one core" for size in sizes),
+    ]
+
+
 def test_passes_are_those_that_attacks_make(attack_cost):
     """Counted on a loss that counts."""
     images = torch.rand(1, 3, 8, 8)
