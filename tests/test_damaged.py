@@ -263,6 +263,20 @@ def test_an_entry_is_compared_once_a_process_and_again_when_it_changes(own_cache
         filled()
 
 
+def test_an_entry_that_another_process_sets_aside_meanwhile_is_made_again(own_cache, monkeypatch):
+    entry, compare, calls = filled(), cache._compare, []
+
+    def gone_once(folder: Path) -> None:
+        calls.append(folder)
+        if len(calls) == 1:
+            shutil.rmtree(folder)
+        compare(folder)
+
+    monkeypatch.setattr(cache, "_compare", gone_once)
+    assert filled() == entry
+    assert cache.read(entry)[0]["values"].shape == (10, 100)
+
+
 def test_a_store_of_another_format_is_refused_with_what_to_do(path):
     (path / "format").unlink()
     with pytest.raises(ValueError, match="an older one.*Move that folder away or give another store"):

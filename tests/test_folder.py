@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import struct
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -165,7 +167,7 @@ def test_other_formats(tmp_path):
         {"letter": "p", "kind": "regression", "channels": 2, "files": "p/{id}.png"},
         {"letter": "c", "kind": "classes", "classes": 3, "files": "c/{id}.npy", "invalid": float("nan")},
     ]
-    write(tmp_path, {"images": "x/{id}.npy", "tasks": labels, "splits": {"train": "*", "test": "*"}})
+    write(tmp_path, {"images": "x/{id}.npy", "tasks": labels, "splits": {"train": "0", "test": "1"}})
     colours = np.random.default_rng(0).integers(1, 256, (8, 8, 3), dtype=np.uint8)
     colours[0, :2] = [[0, 0, 0], [0, 0, 1]]
     classes = np.ones((8, 8))
@@ -179,6 +181,44 @@ def test_other_formats(tmp_path):
     assert dataset.masks["r"][0, 0, :3].tolist() == [False, True, True], "invalid in all channels"
     assert dataset.masks["c"][0, 0, :3].tolist() == [False, True, True]
     assert dataset.targets["c"][0, 0, 1] == 2
+
+
+def grey(values: np.ndarray, bits: int) -> bytes:
+    """A grey PNG of 1, 2 or 4 bits, which Pillow does not write."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    height, width = values.shape
+    digits = np.array([[int(digit) for value in row for digit in f"{value:0{bits}b}"] for row in values], np.uint8)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in digits)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_classes_in_few_bits_are_read_as_they_are_or_refused(root, bits):
+    """Pillow stretches grey of two and four bits to eight: class 1 would be read as 85 or 17."""
+    values = np.random.default_rng(0).integers(0, min(2**bits, 3), SIZE).astype(np.uint8)
+    for name in ("a_2", "a_10"):
+        picture = Image.fromarray(values, "P")
+        picture.putpalette(list(range(200, 200 + 3 * 2**bits)))
+        picture.save(root / "plan" / f"{name}.png", bits=bits)
+    assert np.array_equal(load(root, "s").targets["s"][0], values[:, 6:26]), "indices of a palette"
+    for name in ("a_2", "a_10"):
+        (root / "plan" / f"{name}.png").write_bytes(grey(values, bits))
+    if bits == 1:
+        assert np.array_equal(load(root, "s").targets["s"][0], values[:, 6:26])
+    else:
+        with pytest.raises(ValueError, match=f"Found {bits}-bit grey PNG"):
+            load(root, "s")
+
+
+def test_half_precision_labels_are_scaled_in_single(root):
+    write(root, described(**changed(2, scale=1000, offset=0.5)))
+    for name in ("a_2", "a_10"):
+        np.save(root / "flow" / f"{name}.npy", np.full((*SIZE, 2), 100.0625, np.float16))
+    assert (load(root, "v").targets["v"] == 100063.0).all()
 
 
 def changed(number: int, **fields) -> dict:
@@ -204,6 +244,12 @@ DESCRIPTIONS = {
     "no splits": ({"splits": {"train": "a*"}}, "splits should have train and test, or ratio alone"),
     "ratio 1": ({"splits": {"ratio": 1.0}}, "less than 1. Found 1.0"),
     "nothing in a split": ({"splits": {"train": "z*", "test": "b*"}}, "splits.train should match images. Found 'z*'"),
+    "an image twice": ({"splits": {"train": ["a_2", "a_2"], "test": "b*"}}, "name an image once. Found 'a_2' 2 times"),
+    "in both splits": ({"splits": {"train": "*", "test": "b*"}}, "should share no image. Found 'b_1' in both, of 1"),
+    "one folder": (
+        {"images": "{split}/{id}.png", "splits": {"train": "one", "test": "one/"}},
+        "splits should name two folders, found 'one' for both",
+    ),
     "no images": ({"images": "pictures/{id}.png"}, "should hold images pictures/{id}.png. Found none"),
     "no labels": (changed(1, files="z/{id}.png"), "should hold labels of d z/{id}.png. Found no "),
     "no list": ({"splits": {"train": "no.txt", "test": "b*"}}, "no.txt cannot be read: No such file or directory"),
@@ -345,6 +391,9 @@ def test_the_example_is_written_once_and_never_over_something_else(tmp_path):
     assert (folder / "images" / "train_0001.png").stat().st_mtime_ns == before
     data.write_example(folder, 1, 1)
     assert data.load("folder", tasks="s", split="train", size=16, root=folder).ids == ("train_0000",)
+    (folder / "images" / "tree_1.png").write_text("my own")
+    data.write_example(folder, 2, 1)
+    assert (folder / "images" / "tree_1.png").read_text() == "my own"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("my own")
     with pytest.raises(ValueError, match="should be empty or hold an example. Found other files in"):

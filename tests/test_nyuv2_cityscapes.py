@@ -90,6 +90,13 @@ def test_cityscapes_as_arrays(tmp_path, classes):
     assert np.array_equal(dataset.masks["d"][0], written["depth"][:, 64:192, 0] > 0)
 
 
+def test_the_number_of_classes_follows_the_files(tmp_path):
+    for classes in (7, 19):
+        write_arrays(tmp_path, "train", 3, 128, 256, classes)
+        write_arrays(tmp_path, "val", 5, 128, 256, classes)
+        assert len(data.classes("cityscapes", tmp_path)) == classes
+
+
 def test_cityscapes_as_released(tmp_path):
     city = Path("ulm") / "ulm_000000_000019"
     labels = np.full((64, 128), 7, np.uint8)  # road

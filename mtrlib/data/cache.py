@@ -53,7 +53,7 @@ def entry(
         try:
             _compare(finished)
             return finished
-        except sealed.Damaged:
+        except (sealed.Damaged, FileNotFoundError):
             pass  # looked at again under the lock: another process may have made it anew
     with sealed.locked(finished.with_name(f"{finished.name}.lock")):
         if finished.is_dir():

@@ -138,6 +138,8 @@ class Description(_Entry):
             raise ValueError("patterns of labels may hold {split} where that of the images does")
         if by_folder[0] and not (isinstance(self.splits.train, str) and isinstance(self.splits.test, str)):
             raise ValueError("splits should name what {split} stands for, a text each for train and test")
+        if by_folder[0] and PurePosixPath(self.splits.train) == PurePosixPath(self.splits.test):
+            raise ValueError(f"splits should name two folders, found {self.splits.train!r} for both")
         for value in (self.splits.train, self.splits.test):
             if isinstance(value, str) and (value.startswith("/") or ".." in PurePosixPath(value).parts):
                 raise ValueError(f"a path should not leave the folder of the data, found {value!r}")
@@ -175,7 +177,7 @@ def digest(root: Path, splits: Splits) -> str:
 def find(description: Description, root: Path, split: str) -> list[tuple[str, str]]:
     """The images of a split: their ids, in natural order (2 before 10), and what {split} stands for.
 
-    ValueError for a pattern that matches nothing.
+    ValueError for a pattern that matches nothing, an id that a list has twice, and an image that is in both splits.
     """
     chosen = getattr(description.splits, split)
     folder = chosen if "{split}" in description.images else ""
@@ -184,18 +186,29 @@ def find(description: Description, root: Path, split: str) -> list[tuple[str, st
         raise ValueError(f"{root} should hold images {description.images}. Found none for {split}.")
     if folder:
         return [(name, folder) for name in found]
-    if description.splits.ratio is not None:
-        share = {name: int(hashlib.sha256(os.fsencode(name)).hexdigest()[:12], 16) / 16**12 for name in found}
-        ids = [name for name in found if (share[name] < description.splits.ratio) == (split == "train")]
-    elif isinstance(chosen, str) and not chosen.endswith(".txt"):
-        ids = [name for name in found if fnmatchcase(name, chosen)]
-    else:
-        ids = chosen if isinstance(chosen, list) else _text(inside(root, chosen)).split("\n")
-        ids = [name.strip() for name in ids if name.strip()]
+    ids = _chosen(description.splits, root, split, found)
     if not ids:
         wanted = f"ratio {description.splits.ratio}" if chosen is None else repr(chosen)
         raise ValueError(f"{root}: splits.{split} should match images. Found {wanted} and ids such as {found[0]!r}.")
+    if len(set(ids)) < len(ids):
+        twice = next(name for name in ids if ids.count(name) > 1)
+        raise ValueError(f"{root}: splits.{split} should name an image once. Found {twice!r} {ids.count(twice)} times.")
+    other = _chosen(description.splits, root, "test" if split == "train" else "train", found)
+    if both := set(ids) & set(other):
+        raise ValueError(f"{root}: splits should share no image. Found {min(both)!r} in both, of {len(both)} such.")
     return [(name, "") for name in ids]
+
+
+def _chosen(splits: Splits, root: Path, split: str, found: list[str]) -> list[str]:
+    """The ids of a split, out of those found or as a list names them."""
+    chosen = getattr(splits, split)
+    if splits.ratio is not None:
+        share = {name: int(hashlib.sha256(os.fsencode(name)).hexdigest()[:12], 16) / 16**12 for name in found}
+        return [name for name in found if (share[name] < splits.ratio) == (split == "train")]
+    if isinstance(chosen, str) and not chosen.endswith(".txt"):
+        return [name for name in found if fnmatchcase(name, chosen)]
+    ids = chosen if isinstance(chosen, list) else _text(inside(root, chosen)).split("\n")
+    return [name.strip() for name in ids if name.strip()]
 
 
 def inside(root: Path, name: str) -> Path:

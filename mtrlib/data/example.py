@@ -88,8 +88,9 @@ def _write_all(folder: Path, text: str, sizes: dict[str, int], seed: int) -> Non
     sealed.write(path, f"{MARK}: not yet complete.\n".encode())  # whose the files are, if this is killed
     for name in ("images", "segments", "depth", "normals", "inverse"):
         (folder / name).mkdir(exist_ok=True)
-        for old in (folder / name).glob("t*_*.*"):
-            old.unlink()
+        for split in sizes:
+            for old in (folder / name).glob(f"{split}_[0-9][0-9][0-9][0-9]*.*"):
+                old.unlink()
     for split, number in sizes.items():
         rooms = load("rooms", tasks="sdn", split=split, size=64, limit=number, seed=seed)
         numbers = np.array([list(CLASSES).index(name) if name in CLASSES else 3 for name in rooms.class_names])

@@ -36,12 +36,14 @@ from mtrlib.data.decoding import Arrays, File, Part, Source
 from mtrlib.data.description import Description, Label
 from mtrlib.tasks import Task
 
-_VERSION = "folder 1"
+_VERSION = "folder 2"
 # numpy parses the header of an array with `ast`. Threads that do so at once disturb each other: a SystemError now and
 # then, seen with Python 3.11 (and reported as python/cpython issue 106905).
 _PARSING = threading.Lock()
 _GREY = ("8-bit grey PNG", "16-bit grey PNG")
-_PALETTES = tuple(f"{bits}-bit {colour} PNG" for bits in (1, 2, 4, 8) for colour in ("grey", "palette"))
+# Of classes also palettes, whose pixels are read as they are, and grey of one bit. Grey of two or four bits is not
+# read: Pillow stretches it to eight.
+_CLASSES = ("1-bit grey PNG", *(f"{bits}-bit palette PNG" for bits in (1, 2, 4, 8)))
 
 
 def tasks(root: Path | None) -> dict[str, Task]:
@@ -149,7 +151,7 @@ def read_label(label: Label, path: str, image_size: tuple[int, int] | None, kind
         return raw
     if channels > 3:
         raise ValueError(f"{path} should be an array in a .npy file: a PNG has no {channels} channels.")
-    one = (*_GREY, *_PALETTES) if label.kind == "classes" else _GREY
+    one = (*_GREY, *_CLASSES) if label.kind == "classes" else _GREY
     kinds = kinds or (one if channels == 1 else ("8-bit RGB PNG",))
     image = np.asarray(decoding.read_image(path, kinds, image_size))
     return (image[..., None] if image.ndim == 2 else image[..., :channels]).astype(np.int32)
@@ -157,6 +159,8 @@ def read_label(label: Label, path: str, image_size: tuple[int, int] | None, kind
 
 def _target(label: Label, path: str, raw: np.ndarray, size: int | None) -> Arrays:
     """(H, W, C) raw values -> target and mask at `size`, after a look at every pixel."""
+    if raw.dtype == np.float16:
+        raw = raw.astype(np.float32)  # whose products do not overflow or round away
     if label.invalid is None:
         absent = np.zeros(raw.shape, dtype=bool)
     else:
