@@ -20,7 +20,7 @@ from mtrlib.attacks import ball
 from mtrlib.data import Dataset
 from mtrlib.models import MultiTaskModel
 from mtrlib.specs import AttackSpec
-from mtrlib.tasks import TASKS, mean_over_valid, parse
+from mtrlib.tasks import definitions, mean_over_valid, parse
 
 # In the order of the ladder. What is not changed is as the library defines it.
 CHANGES = {
@@ -30,11 +30,11 @@ CHANGES = {
     "early": "it is scored before its last update",
     "means": "a ratio of means instead of the mean of ratios, with the mIoU of a whole batch",
     "unmasked": "errors count pixels without a valid label",
-    "class weights": "the attacked loss of s is weighted by class, over all pixels",
+    "class weights": "attacked losses are means over all pixels, valid or not, and that of s is weighted by class",
     "batch l2": "an l2 perturbation is scaled by the length of its whole batch",
     "constant WGD": "WGD weighs a task with 1 / L_i(0) from its second step on",
     "eps 4": "PGD has eps = 4/255, other attacks keep theirs",
-    "third": "weighted models have a third of the epochs of uniform ones",
+    "third": "under PGD weighted models have a third of the epochs of uniform ones",
 }
 BATCH = 32  # images, as the published jobs attack them: several changes look at whole batches
 
@@ -84,23 +84,21 @@ def class_weights(class_names: tuple[str, ...]) -> Tensor:
 def task_losses(
     model: MultiTaskModel, targets: dict, masks: dict, tasks: str, changes: frozenset[str], weights: Tensor
 ) -> attacks.Losses:
-    """As `attacks.task_losses`; with "class weights" the loss of s is the mean over all pixels of mask times weight of
-    the label times cross-entropy, `weights` being (C,)."""
-    plain = attacks.task_losses(model, targets, masks, tasks)
-    if "class weights" not in changes or "s" not in tasks:
-        return plain
-    label = targets["s"].long()
-    weight = weights.to(label.device)[label]
-    weight = weight if masks["s"] is None else weight * masks["s"]
+    """As `attacks.task_losses`; with "class weights" each loss is the mean over all pixels of mask times loss and, of
+    s, weight of the label, `weights` being (C,)."""
+    if "class weights" not in changes:
+        return attacks.task_losses(model, targets, masks, tasks)
+    defined = definitions(model)
 
     def losses(images: Tensor) -> Tensor:
         outputs = model(images, tasks)
         rows = []
         for letter in tasks:
-            pixels = TASKS[letter].pixel_loss(outputs[letter], targets[letter])
-            rows.append(
-                mean_over_valid(pixels * weight, None) if letter == "s" else mean_over_valid(pixels, masks[letter])
-            )
+            pixels, mask = defined[letter].pixel_loss(outputs[letter], targets[letter]), masks[letter]
+            pixels = pixels if mask is None else torch.where(mask, pixels, 0.0)
+            if letter == "s":
+                pixels = pixels * weights.to(pixels.device)[targets["s"].long()]
+            rows.append(mean_over_valid(pixels, None))
         return torch.stack(rows)
 
     return losses
@@ -246,7 +244,7 @@ def by_position(model: MultiTaskModel, tasks: str) -> MultiTaskModel:
     for stored, letter in zip(model.tasks, tasks, strict=True):
         if shapes[stored] != shapes[letter]:
             raise ValueError(f"The head of {stored} does not have the shape of one for {letter}.")
-    loaded = MultiTaskModel(model.encoder, dict(zip(tasks, model.decoders.values(), strict=True)))
+    loaded = MultiTaskModel(model.encoder, dict(zip(tasks, model.decoders.values(), strict=True)), model.definitions)
     loaded.mean, loaded.deviation = model.mean, model.deviation
     return loaded.train(model.training)
 
@@ -256,7 +254,7 @@ def _measure(model: MultiTaskModel, images: Tensor, targets: dict, masks: dict, 
     with machine.exact():
         outputs = model(images)
     for letter in model.tasks:
-        task, output, target, mask = TASKS[letter], outputs[letter], targets[letter], masks[letter]
+        task, output, target, mask = definitions(model)[letter], outputs[letter], targets[letter], masks[letter]
         loss = task.loss(output, target, mask).cpu().numpy()
         for counted in ("masked", "all"):
             label, valid = (

@@ -45,16 +45,16 @@ def cells(p: Fidelity, changes: Iterable[str] = ()) -> list[Cell]:
     """What a rung attacks: panel "uniform" or "published" weights, setting "pgd", "wgd" or "l2".
 
     WGD on one task is PGD with WGD's budget; only joint WGD is another attack. Changes that only read a run otherwise
-    give the same cells.
+    give the same cells. What budget and epochs the published jobs have is known of PGD in l-infinity (Table 1) alone.
     """
     changes = fidelity.check(changes)
     found = []
 
     def cell(panel, setting, model, main, attacked, **attack) -> None:
-        if setting != "wgd" and "eps 4" in changes:
+        if setting == "pgd" and "eps 4" in changes:
             attack["eps_255"] = _BUDGET
         images = p.panel_images if setting == "l2" else p.test_images
-        third = "third" in changes and model.weights == "published"
+        third = setting == "pgd" and "third" in changes and model.weights == "published"
         epoch = model.checkpoints[0] if third else model.epochs
         evaluation = Evaluation(model=model, attack=p.attack(attacked, images=images, **attack), epoch=epoch)
         auxiliary = model.tasks.replace(main, "") or main
@@ -205,7 +205,9 @@ def _kind(attacked: str) -> str:
 def _of_the_run(c: Cell, changes: frozenset[str]) -> frozenset[str]:
     """Those of the changes that make another run of this cell's attack."""
     attack = c.evaluation.attack
-    matter = {"start": True, "batch l2": attack.norm == "l2", "class weights": "s" in attack.tasks}
+    has_masks = c.evaluation.model.data.name != "rooms"
+    weighted = "s" in attack.tasks or has_masks
+    matter = {"start": True, "batch l2": attack.norm == "l2", "class weights": weighted}
     matter["constant WGD"] = attack.name == "wgd"
     return frozenset(name for name, does in matter.items() if does and name in changes)
 

@@ -1,5 +1,7 @@
 """The published behaviours, each held against the definition on a case worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -131,8 +133,9 @@ def test_the_published_wgd_on_one_task_is_pgd(images):
     assert not torch.equal(two[0]["last"], two[1]["last"]), "on two it is another attack"
 
 
-def test_the_loss_of_s_is_weighted_by_class_and_averaged_over_all_pixels():
-    """Four pixels, logits 0 of two classes: cross-entropy log 2 at each; one is masked, one is an object."""
+def test_losses_are_averaged_over_all_pixels_and_that_of_s_is_weighted_by_class():
+    """Four pixels, logits 0 of two classes: cross-entropy log 2 at each; one is masked, one is an object. Of d the
+    error is 1 at each; three are masked."""
 
     def model(images, tasks):
         return {"s": torch.zeros(1, 2, 2, 2), "d": torch.zeros(1, 1, 2, 2)}
@@ -144,7 +147,7 @@ def test_the_loss_of_s_is_weighted_by_class_and_averaged_over_all_pixels():
     image = torch.zeros(1, 3, 2, 2)
     changed = fidelity.task_losses(model, targets, masks, "sd", frozenset({"class weights"}), weights)(image)
     by_hand = np.log(2) * (0.542 + 0.542 + 8.654625) / 4
-    assert changed.flatten().tolist() == pytest.approx([by_hand, 1.0])
+    assert changed.flatten().tolist() == pytest.approx([by_hand, 0.25])
     plain = fidelity.task_losses(model, targets, masks, "sd", frozenset(), weights)(image)
     assert plain.flatten().tolist() == pytest.approx([np.log(2), 1.0])
 
@@ -195,6 +198,25 @@ def test_measured_points_are_those_of_the_library(name):
         assert len(merged) == 80
         np.testing.assert_array_equal(merged.error, merged[f"{kind}_error"])
         np.testing.assert_array_equal(merged.loss, merged[f"{kind}_loss"])
+
+
+def test_tasks_are_those_that_the_model_was_built_with():
+    """A depth that its data set defines by squared loss and absolute error is attacked and measured as such."""
+    from mtrlib import evaluation
+
+    rooms = data.load("rooms", tasks="sd", split="test", size=16, limit=8)
+    defined = rooms.tasks | {"d": replace(rooms.tasks["d"], loss_name="squared", error_name="absolute error")}
+    model = models.build("resnet18_small", "sd", definitions=defined, seed=0).eval().requires_grad_(False)
+    attack = AttackSpec(tasks="sd", steps=2, images=8)
+    theirs = evaluation.errors(model, rooms, attack, batch_size=32)
+    ours = fidelity.errors(model, rooms, attack)
+    merged = ours[(ours.counted == "masked") & (ours.point == "best")].merge(theirs, on=["task", "image_id"])
+    np.testing.assert_array_equal(merged.error, merged.adversarial_error)
+    images, targets, masks = rooms.batch(slice(None))
+    weights = torch.ones(len(rooms.class_names))
+    weighted = fidelity.task_losses(model, targets, masks, "sd", frozenset({"class weights"}), weights)(images)
+    plain = fidelity.task_losses(model, targets, masks, "sd", frozenset(), weights)(images)
+    torch.testing.assert_close(weighted, plain)
 
 
 def test_errors_of_all_pixels_count_what_has_no_label():

@@ -47,9 +47,9 @@ def test_a_rung_changes_budgets_and_epochs_and_nothing_else():
             other.auxiliary,
         )
         assert one.evaluation.attack.eps_255 == 8
-        assert other.evaluation.attack.eps_255 == (8 if one.setting == "wgd" else 4)
+        assert other.evaluation.attack.eps_255 == (4 if one.setting == "pgd" else 8)
         assert one.evaluation.epoch == p.epochs == 6
-        assert other.evaluation.epoch == (2 if one.panel == "published" else 6)
+        assert other.evaluation.epoch == (2 if (one.panel, one.setting) == ("published", "pgd") else 6)
         assert one.evaluation.model == other.evaluation.model
         assert one.evaluation.attack.norm == ("l2" if one.setting == "l2" else "linf")
     with pytest.raises(ValueError, match="should be out of start"):
@@ -85,8 +85,8 @@ def test_changes_move_the_tables_that_they_are_about(ran):
         "unmasked": list(ladder.TABLES.values()),
         "batch l2": ["Table 1 A", "Table 1 B", "Table 2 A, WGD", "Table 2 B, WGD"],
         "constant WGD": ["Table 1 A", "Table 1 B", "l2, 8/255"],
-        "eps 4": ["Table 2 A, WGD", "Table 2 B, WGD"],
-        "third": ["Table 1 A", "Table 2 A, WGD", "l2, 8/255"],
+        "eps 4": ["Table 2 A, WGD", "Table 2 B, WGD", "l2, 8/255"],
+        "third": ["Table 1 A", "Table 2 A, WGD", "Table 2 B, WGD", "l2, 8/255"],
     }
     for change, names in same.items():
         for name in names:
@@ -107,6 +107,54 @@ def _values(table: pd.DataFrame, change: str, name: str) -> list[np.ndarray]:
     number = list(CHANGES).index(change) + 1
     rows = table[(table.ladder == "adding") & (table.table == name)]
     return [rows[rows.number == n].value.to_numpy() for n in (number - 1, number)]
+
+
+READS = {
+    "": ("clean", "best", "masked"),
+    "baseline": ("first", "best", "masked"),
+    "last": ("clean", "last", "masked"),
+    "early": ("clean", "best, early", "masked"),
+    "last early": ("clean", "last, early", "masked"),
+    "unmasked": ("clean", "best", "all"),
+}
+
+
+@pytest.mark.parametrize("changes", READS)
+def test_a_rung_reads_a_run_at_the_points_that_its_changes_name(changes):
+    points = ("clean", "first", "best", "best, early", "last", "last, early")
+    rows = [
+        {"task": task, "point": point, "counted": counted, "error": f"{task} {point} {counted}"}
+        for task in "sd"
+        for point in points
+        for counted in ("masked", "all")
+    ]
+    found = ladder._read(pd.DataFrame(rows), "d", frozenset(changes.split()))
+    clean, adversarial, counted = READS[changes]
+    assert found["clean"].error.tolist() == [f"d {clean} {counted}"]
+    assert found["adversarial"].error.tolist() == [f"d {adversarial} {counted}"]
+
+
+def test_changes_make_another_run_of_the_attacks_that_they_are_about():
+    everything = frozenset(CHANGES)
+    found = {(c.setting, c.evaluation.attack.tasks): ladder._of_the_run(c, everything) for c in ladder.cells(smoke())}
+    assert found["pgd", "s"] == found["wgd", "s"] == {"start", "class weights"}
+    assert found["pgd", "d"] == {"start"}
+    assert found["l2", "d"] == {"start", "batch l2"}
+    assert found["wgd", "sd"] == {"start", "class weights", "constant WGD"}
+
+
+def test_a_ratio_of_means_is_that_of_every_cell(ran):
+    """Of d, whose errors are of single images: computed anew from the errors of the run."""
+    p, store, _ = ran
+    cell = next(c for c in ladder.cells(p) if (c.setting, c.main, c.auxiliary) == ("pgd", "d", "d"))
+    rows = ladder._read(ladder.measured(store, cell.evaluation, frozenset()), "d", frozenset())
+    clean, adversarial = (rows[kind].error.to_numpy(float) for kind in ("clean", "adversarial"))
+    for changes, expected in (
+        (frozenset(), ((adversarial - clean) / clean).mean()),
+        (frozenset({"means"}), adversarial.mean() / clean.mean() - 1),
+    ):
+        table = ladder.vulnerabilities(store, p, changes).set_index(["setting", "main", "auxiliary"])
+        assert table.loc[("pgd", "d", "d"), "value"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_wgd_is_pgd_on_one_task_until_budgets_differ(ran):
