@@ -1,7 +1,7 @@
 # make reproduce   run the notebooks into runs/$(TIER)/, as notebooks and as HTML
 # make batch       the same by the batch engine, job by job; make batch-plan says what it would do
 # make test        lint, tests, and the committed notebooks checked by nbval; make test-slurm: the engine under Slurm
-# make report      results/$(TIER)/index.html, from what a run left there
+# make report      index.html in results/$(TIER); RESULTS=runs/$(TIER) makes one of a run of your own
 # make audit       known vulnerabilities of the versions in requirements.txt; AUDIT="-s osv" asks another service
 # All make the virtual environment .venv first, if it is missing or requirements.txt is newer.
 
@@ -9,6 +9,7 @@ PYTHON ?= python3
 TIER ?= smoke
 NOTEBOOKS ?= tour rq1_auxiliary_tasks rq2_marginal_vulnerability rq3_task_weights rq4_task_selection fidelity new_dataset
 OUT = runs/$(TIER)
+RESULTS ?= results/$(TIER)
 BIN = .venv/bin
 PROFILE ?= workflow/profiles/local
 PACK ?= 1
@@ -41,9 +42,9 @@ notebooks: .venv/installed
 	$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 	    $(NOTEBOOKS:%=notebooks/%.ipynb)
 
-# A page of the results in results/$(TIER)/: claims, verdicts, figures, rendered notebooks.
+# A page of a folder of results: claims, verdicts, figures, rendered notebooks.
 report: .venv/installed
-	$(BIN)/python -m mtrlib report results/$(TIER)
+	$(BIN)/python -m mtrlib report $(RESULTS)
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env \

@@ -3,16 +3,17 @@
     python benchmarks/attack_cost.py [--size 64] [--batch 64] [--encoder resnet18_small] [--output cost.csv]
 
 Prints one table: the convolution peak in float32 and bfloat16; PGD-25 on a two-task and a five-task model beside the
-same number of bare forward and input-gradient passes, interleaved, with their ratio (goal: at most 1.05); attacks on
-one task of the five-task model; every other attack on the two-task model (goal: at most 1.10; Square beside bare
-forward passes); training in images a second, on a CPU with all its cores and with one, as the jobs of a batch; each
-with its share of the peak measured on as many. Times are medians; models and images are random, since cost does not
-depend on what they hold.
+same number of bare forward and input-gradient passes, interleaved, with the median of the paired ratios (goal: at most
+1.05); attacks on one task of the five-task model; every other attack on the two-task model (goal: at most 1.10; Square
+beside bare forward passes); training in images a second, on a CPU with all its cores and with one, as the jobs of a
+batch; each with its share of the peak measured on as many. Times are medians; models and images are random, since cost
+does not depend on what they hold.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from functools import partial
@@ -57,7 +58,15 @@ def main() -> None:
     print(f"{options.encoder}, {options.size} pixels, batches of {options.batch}, {STEPS} steps, l-infinity 8/255")
     print(table.to_string(index=False, na_rep="", float_format="{:.3g}".format))
     if options.output:
-        table.to_csv(options.output, index=False, float_format="%.4g")
+        write(table, options.output)
+
+
+def write(table: pd.DataFrame, path: Path) -> None:
+    """The table as CSV, and in the `benchmarks_machine.json` beside it what measured it."""
+    table.to_csv(path, index=False, float_format="%.4g")
+    about = path.with_name("benchmarks_machine.json")
+    known = json.loads(about.read_text()) if about.exists() else {}
+    about.write_text(json.dumps({**known, path.name: machine.describe()}, indent=1) + "\n")
 
 
 def convolution_peak(device: torch.device, precision: str) -> float:

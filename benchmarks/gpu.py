@@ -58,7 +58,7 @@ def main() -> None:
     print(table.to_string(index=False, na_rep="", float_format="{:.3g}".format))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(options.output, index=False, float_format="%.4g")
+        attack_cost.write(table, options.output)
 
 
 def matrix_peak(device: torch.device, precision: str) -> float:

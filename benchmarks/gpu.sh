@@ -7,6 +7,5 @@ folder=${1:-results/gpu}
 python=${2:-python3}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 mkdir -p "$folder"
-"$python" -c "import json; from mtrlib import machine; print(json.dumps(machine.describe(), indent=2))" | tee "$folder/benchmarks_machine.json"
 "$python" benchmarks/attack_cost.py --encoder resnet18 --size 128 --batch 64 --output "$folder/attack_cost.csv"
 "$python" benchmarks/gpu.py --output "$folder/throughput.csv"

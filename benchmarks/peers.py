@@ -79,7 +79,7 @@ def main() -> None:
     print(f"not installed: {', '.join(dict.fromkeys(absent)) or 'none'}")
     print(table.to_string(index=False, na_rep="", float_format="{:.4g}".format))
     if options.output:
-        table.to_csv(options.output, index=False, float_format="%.4g")
+        attack_cost.write(table, options.output)
 
 
 def attackers(classifier: Classifier, images: Tensor, labels: Tensor, absent: list[str]) -> dict[str, dict]:

@@ -58,8 +58,8 @@ def main() -> None:
         print(zoo.to_string(index=False, float_format="{:.3g}".format))
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-        table.to_csv(options.output / "scaling.csv", index=False, float_format="%.4g")
-        zoo.to_csv(options.output / "zoo.csv", index=False, float_format="%.4g")
+        attack_cost.write(table, options.output / "scaling.csv")
+        attack_cost.write(zoo, options.output / "zoo.csv")
         draw(table).savefig(options.output / "scaling.png", dpi=100)
 
 

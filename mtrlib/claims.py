@@ -41,7 +41,7 @@ def all_of(verdicts: list[str]) -> str:
         return "not measured here"
     if DISAGREES in verdicts:
         return DISAGREES
-    return CANNOT_TELL if CANNOT_TELL in verdicts or not verdicts else AGREES
+    return CANNOT_TELL if CANNOT_TELL in verdicts else AGREES
 
 
 def shares(shares: pd.DataFrame, number: str, threshold: float, claimed: str, label: str = "{}") -> pd.DataFrame:
@@ -57,6 +57,7 @@ def shares(shares: pd.DataFrame, number: str, threshold: float, claimed: str, la
                 f"{label.format(row.setting)}, {row.attacked}",
                 f"{row.share:.0%} of {row.cells} cells less vulnerable",
                 f"[{row.low:.0%}, {row.high:.0%}]",
+                f"{claimed} {threshold:.0%}",
                 verdict(row.low, row.high, threshold, claimed),
             )
         )
@@ -77,7 +78,29 @@ def never_helps(compared: pd.DataFrame, number: str) -> pd.DataFrame:
         raises = sum(low > 0 for low, _ in ends)
         answer = DISAGREES if lowers else AGREES if raises == len(cells) else CANNOT_TELL
         measured = f"{(cells.difference < 0).sum()} of {len(cells)} auxiliary tasks lower it"
-        rows.append(_row(number, f"main {main}", measured, f"({lowers} surely, {raises} surely raise it)", answer))
+        surely = f"({lowers} surely, {raises} surely raise it)"
+        rows.append(_row(number, f"main {main}", measured, surely, "none", answer))
+    return pd.DataFrame(rows)
+
+
+def every_helps(compared: pd.DataFrame, number: str, by: Sequence[str] = ("setting", "attacked")) -> pd.DataFrame:
+    """The claim that every cell is less vulnerable than what it is compared with: one row a group of cells.
+
+    Intervals of the differences are widened for the number of cells of all groups (Bonferroni). The claim holds where
+    all lie below 0 and fails where one lies above.
+
+    Parameters
+    ----------
+    compared : as `tables.against` gives it.
+    """
+    rows = []
+    for group, cells in compared.groupby(list(by), sort=False):
+        ends = [metrics.interval(drawn, 1 - 0.05 / len(compared)) for drawn in cells.difference_replicates]
+        lowers, raises = sum(high < 0 for _, high in ends), sum(low > 0 for low, _ in ends)
+        answer = DISAGREES if raises else AGREES if lowers == len(cells) else CANNOT_TELL
+        measured = f"{(cells.difference < 0).sum()} of {len(cells)} cells less vulnerable"
+        where = ", ".join(map(str, group))
+        rows.append(_row(number, where, measured, f"({lowers} surely, {raises} surely more)", "every one", answer))
     return pd.DataFrame(rows)
 
 
@@ -92,11 +115,14 @@ def some_helps(compared: pd.DataFrame, number: str, by: Sequence[str] = ("panel"
         ends = [metrics.interval(drawn, 1 - 0.05 / len(cells)) for drawn in cells.difference_replicates]
         answer = AGREES if any(high < 0 for _, high in ends) else DISAGREES if all(low > 0 for low, _ in ends) else None
         best = int(cells.difference.argmin())
-        change = cells.difference.iloc[best] / cells.single_task.iloc[best]
-        low, high = (end / cells.single_task.iloc[best] for end in ends[best])
-        measured = f"best auxiliary task {cells.auxiliary.iloc[best]}, {change:+.0%}"
-        where = ", ".join(map(str, group))
-        rows.append(_row(number, where, measured, f"[{low:+.0%}, {high:+.0%}]", answer or CANNOT_TELL))
+        change, drawn = cells.difference.iloc[best], cells.difference_replicates.iloc[best]
+        alone, form = cells.replicates.iloc[best] - drawn, "{:+.3g}"
+        if cells.single_task.iloc[best] > 0 and (alone > 0).all():  # else a share of it means nothing
+            change, drawn, form = change / cells.single_task.iloc[best], drawn / alone, "{:+.0%}"
+        low, high = metrics.interval(drawn, 1 - 0.05 / len(cells))
+        measured = f"best auxiliary task {cells.auxiliary.iloc[best]}, {form.format(change)}"
+        interval = f"[{form.format(low)}, {form.format(high)}]"
+        rows.append(_row(number, ", ".join(map(str, group)), measured, interval, "below 0", answer or CANNOT_TELL))
     return pd.DataFrame(rows)
 
 
@@ -108,7 +134,8 @@ def stronger(ratios: pd.DataFrame, number: str, threshold: float) -> pd.DataFram
         where = ", ".join(str(value) for key, value in row.items() if key not in _RATIO)
         measured = f"{row['ratio']:.2f} times in the mean of {row['cells']} cells"
         answer = verdict(row["low"], row["high"], threshold, "above")
-        rows.append(_row(number, where, measured, f"[{row['low']:.2f}, {row['high']:.2f}]", answer))
+        interval = f"[{row['low']:.2f}, {row['high']:.2f}]"
+        rows.append(_row(number, where, measured, interval, f"above {threshold:g}", answer))
     return pd.DataFrame(rows)
 
 
@@ -122,7 +149,8 @@ def equivalent(ratios: pd.DataFrame, number: str, margin: float) -> pd.DataFrame
         low, high = row["low"], row["high"]
         answer = AGREES if inner < low and high < outer else DISAGREES if high < inner or low > outer else CANNOT_TELL
         measured = f"{row['ratio']:.2f} times in the mean of {row['cells']} cells"
-        rows.append(_row(number, where, measured, f"[{low:.2f}, {high:.2f}]", answer))
+        asked = f"{inner:.2f} to {outer:.2f}"
+        rows.append(_row(number, where, measured, f"[{low:.2f}, {high:.2f}]", asked, answer))
     return pd.DataFrame(rows)
 
 
@@ -138,7 +166,8 @@ def orders(table: pd.DataFrame, number: str, often: float) -> pd.DataFrame:
             low, high = row[f"{name}_low"], row[f"{name}_high"]
             answer = verdict(low, high, often, claimed) if row["weighting"] == "sum" else NOT_CLAIMED
             where = f"{row['norm']}, {'1/N' if row['weighting'] == 'mean' else 'summed'}"
-            rows.append(_row(number, where, f"{row[name]:.0%} of the {what}", f"[{low:.0%}, {high:.0%}]", answer))
+            measured = f"{row[name]:.0%} of the {what}"
+            rows.append(_row(number, where, measured, f"[{low:.0%}, {high:.0%}]", f"{claimed} {often:.0%}", answer))
     return pd.DataFrame(rows)
 
 
@@ -151,7 +180,8 @@ def falling(table: pd.DataFrame, number: str, often: float) -> pd.DataFrame:
         where = f"{row.model}, {'1/N' if row.weighting == 'mean' else 'summed'}, adding {row.added_is}"
         measured = f"{row.share:.0%} of {row.cells} steps lower it"
         answer = verdict(row.low, row.high, often, claimed)
-        rows.append(_row(number, where, measured, f"[{row.low:.0%}, {row.high:.0%}]", answer))
+        interval = f"[{row.low:.0%}, {row.high:.0%}]"
+        rows.append(_row(number, where, measured, interval, f"{claimed} {often:.0%}", answer))
     return pd.DataFrame(rows)
 
 
@@ -164,29 +194,33 @@ def governed(agreement: pd.DataFrame, number: str, threshold: float) -> pd.DataF
         if row.prediction == "theorem_4":
             answer = verdict(row.low, row.high, threshold, "above")
             measured = f"rank correlation with theorem 4 {row.correlation:.2f}"
-            rows.append(_row(number, where, measured, f"[{row.low:.2f}, {row.high:.2f}]", answer))
+            interval = f"[{row.low:.2f}, {row.high:.2f}]"
+            rows.append(_row(number, where, measured, interval, f"above {threshold:g}", answer))
             held = AGREES if row.surely_below == row.marginals else DISAGREES if row.surely_above else CANNOT_TELL
             broken = f"bound broken by {row.above} of {row.marginals} marginals"
             surely = f"({row.surely_above} surely, {row.surely_below} surely not)"
-            rows.append(_row(number, where, broken, surely, held))
+            rows.append(_row(number, where, broken, surely, "none", held))
         if row.prediction == "theorem_2":
             answer = verdict(row.lead_low, row.lead_high, 0.0, "above")
             measured = f"ahead of theorem 2 by {row.lead:+.2f}"
-            rows.append(_row(number, where, measured, f"[{row.lead_low:+.2f}, {row.lead_high:+.2f}]", answer))
+            interval = f"[{row.lead_low:+.2f}, {row.lead_high:+.2f}]"
+            rows.append(_row(number, where, measured, interval, "above 0", answer))
     return pd.DataFrame(rows)
 
 
-def correlates(found: pd.DataFrame, number: str, threshold: float) -> pd.DataFrame:
+def correlates(found: pd.DataFrame, number: str, threshold: float, claimed: bool = True) -> pd.DataFrame:
     """The claim that a proxy correlates with its target (RQ4), from rows of `selection.correlations`: pooled, Pearson's
-    of at least `threshold`; within main tasks, where alone it can guide a choice, Spearman's above 0."""
+    of at least `threshold`; within main tasks, where alone it can guide a choice, Spearman's above 0. Where the claim
+    is not about such a proxy (not `claimed`), the numbers alone."""
     rows = []
     for row in found[found.group.isin(["pooled", "within"])].to_dict("records"):
         kind, bound = ("pearson", threshold) if row["group"] == "pooled" else ("spearman", 0.0)
         low, high = row[f"{kind}_low"], row[f"{kind}_high"]
         where = f"{row['proxy']} for {row['target']}, {row['group']}"
         name = {"pearson": "Pearson's r", "spearman": "Spearman's r"}[kind]
-        answer = verdict(low, high, bound, "above")
-        rows.append(_row(number, where, f"{name} {row[kind]:.2f}", f"[{low:.2f}, {high:.2f}]", answer))
+        answer = verdict(low, high, bound, "above") if claimed else NOT_CLAIMED
+        interval = f"[{low:.2f}, {high:.2f}]"
+        rows.append(_row(number, where, f"{name} {row[kind]:.2f}", interval, f"above {bound:g}", answer))
     return pd.DataFrame(rows)
 
 
@@ -200,7 +234,8 @@ def more_vulnerable(shares: pd.DataFrame, number: str, half: float = 0.5) -> pd.
         large = any(name in str(row.setting) for name in ("resnet50", "resnet152"))
         answer = verdict(low, high, half, "above") if large else NOT_CLAIMED
         measured = f"{1 - row.share:.0%} of {row.cells} cells more vulnerable"
-        rows.append(_row(number, f"{row.setting}, {row.attacked}", measured, f"[{low:.0%}, {high:.0%}]", answer))
+        where, interval = f"{row.setting}, {row.attacked}", f"[{low:.0%}, {high:.0%}]"
+        rows.append(_row(number, where, measured, interval, f"above {half:.0%}", answer))
     return pd.DataFrame(rows)
 
 
@@ -229,6 +264,7 @@ def plateau(table: pd.DataFrame, number: str, full: int) -> pd.DataFrame:
                 f"{steps} steps",
                 measured,
                 f"difference [{low:+.1%}, {high:+.1%}]",
+                "above 0",
                 verdict(float(low), float(high), 0.0, "above"),
             )
         )
@@ -255,17 +291,20 @@ def spread(table: pd.DataFrame, number: str) -> pd.DataFrame:
         low, high = metrics.interval(drawn[many] / drawn[few])
         ratio = f"at {many} steps {(value[many] / value[few])[0]:.2f} times that at {few}"
         answer = verdict(float(low), float(high), 1.0, "above")
-        rows.append(_row(number, f"{kind} spread over models", ratio, f"[{low:.2f}, {high:.2f}]", answer))
+        where = f"{kind} spread over models"
+        rows.append(_row(number, where, ratio, f"[{low:.2f}, {high:.2f}]", "above 1", answer))
     return pd.DataFrame(rows)
 
 
 def growth(table: pd.DataFrame) -> pd.DataFrame:
     """How the error grows with eps: the slope of log(mean adversarial - mean clean error) over log(eps), one row a main
-    task, from the single-task models; 1 is linear growth. With a 95 % interval from the replicates.
+    task, from the single-task models; 1 is linear growth. With a 95 % interval from the replicates, and growth, which
+    says in words on which side of 1 it lies.
 
     `table` is that of `tables.vulnerabilities` with "ratio_of_means": the mean clean error in it is the same for every
     eps, so it changes no slope. An increase that is not positive has no logarithm and gives NaN.
     """
+    words = {AGREES: "faster than linear", DISAGREES: "slower than linear", CANNOT_TELL: CANNOT_TELL}
     rows = []
     for main, cells in table[table.main == table.auxiliary].groupby("main", sort=False):
         x = np.log(cells.setting.to_numpy(float))
@@ -274,16 +313,18 @@ def growth(table: pd.DataFrame) -> pd.DataFrame:
         low, high = metrics.interval(slopes)
         logs = _log(cells.value.to_numpy())
         exponent = (x - x.mean()) @ (logs - logs.mean()) / ((x - x.mean()) ** 2).sum()
-        rows.append({"main": main, "exponent": exponent, "low": float(low), "high": float(high)})
+        ends = {"low": float(low), "high": float(high)}
+        rows.append({"main": main, "exponent": exponent, **ends, "growth": words[verdict(low, high, 1.0, "above")]})
     return pd.DataFrame(rows)
 
 
 def summary(rows: list[pd.DataFrame], rq: str) -> pd.DataFrame:
     """One row a claim of a research question: the claim, what the paper's own printed tables say, what was measured
-    (with intervals) and the verdict on all of it; claims without rows are "not measured here"."""
+    (findings with their intervals, what the claim asks and their verdicts, separated by "; ") and the verdict on all of
+    it; claims without rows are "not measured here"."""
     told = pd.concat(rows, ignore_index=True)
     claims = published.claims(rq)[["claim", "printed_evidence"]]
-    parts = told["where"] + ": " + told["measured"] + " " + told["interval"]
+    parts = pd.Series([_finding(row) for row in told.itertuples()])
     measured = parts.groupby(told["number"]).agg("; ".join)
     verdicts = told.groupby("number")["verdict"].agg(lambda verdicts: all_of(list(verdicts)))
     table = claims.assign(measured=measured, verdict=verdicts).fillna({"measured": "", "verdict": "not measured here"})
@@ -295,7 +336,7 @@ def sentence(*rows: pd.DataFrame) -> str:
     lines = []
     for number, told in pd.concat(rows).groupby("number"):
         lines.append(f"Claim {number}")
-        lines += [f"  {row.where}: {row.measured} {row.interval}; {row.verdict}." for row in told.itertuples()]
+        lines += [f"  {_finding(row)}" for row in told.itertuples()]
     return "\n".join(lines)
 
 
@@ -303,5 +344,11 @@ def _log(values: np.ndarray) -> np.ndarray:
     return np.log(np.where(values > 0, values, np.nan))
 
 
-def _row(number: str, where: str, measured: str, interval: str, answer: str) -> dict[str, str]:
-    return {"number": number, "where": where, "measured": measured, "interval": interval, "verdict": answer}
+def _finding(row) -> str:
+    asked = "" if row.verdict == NOT_CLAIMED else f", asked: {row.asked}:"
+    return f"{row.where}: {row.measured} {row.interval}{asked} {row.verdict}"
+
+
+def _row(number: str, where: str, measured: str, interval: str, asked: str, answer: str) -> dict[str, str]:
+    told = {"number": number, "where": where, "measured": measured, "interval": interval}
+    return {**told, "asked": asked, "verdict": answer}

@@ -33,7 +33,7 @@ CHANGES = {
     "class weights": "attacked losses are means over all pixels, valid or not, and that of s is weighted by class",
     "batch l2": "an l2 perturbation is scaled by the length of its whole batch",
     "constant WGD": "WGD weighs a task with 1 / L_i(0) from its second step on",
-    "eps 4": "PGD has eps = 4/255, other attacks keep theirs",
+    "eps 4": "PGD in l-infinity has eps = 4/255, all other attacks keep theirs",
     "third": "under PGD weighted models have a third of the epochs of uniform ones",
 }
 BATCH = 32  # images, as the published jobs attack them: several changes look at whole batches

@@ -36,9 +36,9 @@ def checks(errors: pd.DataFrame, *, replicates: int = 1000) -> pd.DataFrame:
     Returns
     -------
     One row a model and check: weights, tasks, check, stronger, weaker (their gains and names), difference with low and
-    high (95 %, paired over images) and result: "passes" where the interval lies above minus 1 % of PGD's gain, "fails"
-    where it lies below, else "cannot tell at this size". The loss saturates where the interval lies within a tenth of
-    the smaller budget's gain to both sides, and does not where it lies outside.
+    high (95 %, paired over images), asked (where the interval should lie) and result: "passes" where it lies there,
+    "fails" where it lies outside, else "cannot tell at this size". Asked is above minus 1 % of PGD's gain; of the loss
+    that saturates, within a tenth of the smaller budget's gain to both sides.
     """
     rows = []
     chosen = errors[errors.panel.str.startswith("masking")]
@@ -51,9 +51,11 @@ def checks(errors: pd.DataFrame, *, replicates: int = 1000) -> pd.DataFrame:
             difference = (gains[stronger] - gains[weaker]).to_numpy()
             low, high = metrics.interval(drawn @ difference / len(gains))
             if stronger == "eps 1":
-                answer = _within(float(low), float(high), SATURATED * gains[weaker].mean())
+                margin = SATURATED * gains[weaker].mean()
+                answer, asked = _within(float(low), float(high), margin), f"within -{margin:.4f} and {margin:.4f}"
             else:
-                answer = verdict(float(low), float(high), -MARGIN * gains["pgd"].mean(), "above")
+                least = -MARGIN * gains["pgd"].mean()
+                answer, asked = verdict(float(low), float(high), least, "above"), f"above {least:.4f}"
             rows.append(
                 {
                     "weights": weights,
@@ -64,6 +66,7 @@ def checks(errors: pd.DataFrame, *, replicates: int = 1000) -> pd.DataFrame:
                     "difference": difference.mean(),
                     "low": float(low),
                     "high": float(high),
+                    "asked": asked,
                     "result": {"agrees": "passes", "disagrees": "fails"}.get(answer, answer),
                 }
             )

@@ -17,6 +17,16 @@ from mtrlib import published
 SIGNS = {"agrees": "✓", "disagrees": "✗", "cannot tell at this size": "?", "not measured here": "–"}
 
 
+CAPTIONS = {
+    "rq1_table_1a": "What attacks do to each main task (rows) by auxiliary task (columns), measured and as printed in "
+    "Table 1 A; diagonal: the single-task model. Colours: times the single-task model of the row.",
+    "rq1_errors_under_attack": "Errors of each main task under attack, by auxiliary task; line: the single-task model.",
+    "rq2_figure_1": "Adversarial vulnerability as tasks are added to those attacked; every order in grey.",
+    "rq3_pgd": "As RQ1's table, for uniform and the paper's task weights, measured and as printed in Table 1 A and B.",
+    "rq4_proxies": "The vulnerability of the expensive model over each proxy of it, a point a main and auxiliary task.",
+}
+
+
 def write(folder: Path) -> Path:
     """Write `index.html` into a folder of results, and beside each executed notebook its rendering as HTML.
 
@@ -37,7 +47,7 @@ def write(folder: Path) -> Path:
         {
             "name": rq.upper(),
             "claims": _claims(path),
-            "figures": [image.name for image in sorted(folder.glob(f"{rq}_*.png"))],
+            "figures": {i.name: CAPTIONS.get(i.stem, i.stem) for i in sorted(folder.glob(f"{rq}_*.png"))},
             "notebook": next((html for name, html in notebooks.items() if name.startswith(rq)), None),
         }
         for rq, path in verdicts.items()
@@ -58,13 +68,17 @@ def write(folder: Path) -> Path:
 
 
 def markdown(folder: Path) -> str:
-    """The claims of a folder of results as a table in Markdown: number, claim, the first thing measured, verdict."""
-    lines = ["| | claim | measured, first of the findings | verdict |", "|---|---|---|---|"]
+    """The claims of a folder of results as a table in Markdown: number, claim, the first finding with the verdict of
+    the claim, and that verdict."""
+    lines = ["| | claim | measured: the first finding that decides | verdict |", "|---|---|---|---|"]
     for path in sorted(folder.glob("rq*_verdicts.csv")):
         for claim in _claims(path):
-            first, *more = claim["findings"] or ["-"]
+            findings = claim["findings"] or ["-"]
+            deciding = [finding for finding in findings if finding.endswith(f": {claim['verdict']}")] or findings
+            first = deciding[0].removesuffix(f": {claim['verdict']}")
+            more = f" (1 of {len(findings)} findings)" if len(findings) > 1 else ""
             verdict = f"{SIGNS[claim['verdict']]} {claim['verdict']}"
-            lines.append(f"| {claim['number']} | {claim['claim']} | {first}{' ...' if more else ''} | {verdict} |")
+            lines.append(f"| {claim['number']} | {claim['claim']} | {first}{more} | {verdict} |")
     return "\n".join(lines)
 
 

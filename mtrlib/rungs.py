@@ -35,7 +35,6 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     compared = tables.against_single_task(table[(table.panel == "uniform") & (table.setting != "wgd")])
     shares = tables.share_less_vulnerable(compared)
     weighted = tables.against(pairs[pairs.setting != "l2"], "panel", "uniform")
-    lowered = tables.share_less_vulnerable(weighted)
     stronger = tables.against(table[table.setting != "l2"], "setting", "pgd")
     with _no_ratio_is_nan():
         alone = tables.mean_ratio(stronger[stronger.main == stronger.auxiliary], by=["attacked"])
@@ -46,7 +45,7 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
         "1.1": claims.shares(shares[shares.setting == "l2"], "1.1", 0.5, "above"),
         "1.2": claims.shares(shares[shares.setting == "pgd"], "1.2", claims.RELIABLE, "below"),
         "1.3": claims.never_helps(single, "1.3"),
-        "3.1": claims.shares(lowered[lowered.setting == "pgd"], "3.1", claims.RELIABLE, "above"),
+        "3.1": claims.every_helps(weighted[weighted.setting == "pgd"], "3.1"),
         "3.2 two tasks": claims.stronger(together, "3.2", MUCH),
         "3.2 one task": claims.stronger(alone, "3.2", MUCH),
         "3.3": claims.equivalent(same, "3.3", WITHIN),
@@ -81,7 +80,7 @@ def ends(climbed: pd.DataFrame) -> pd.DataFrame:
         defined, published = added.iloc[0], undoing.loc[claim].iloc[0]
         stands = words[defined == claims.AGREES, published == claims.AGREES]
         turns = {
-            f"{name} changes with": ", ".join(
+            f"verdict turns, {name}": ", ".join(
                 change for change, one, two in zip(CHANGES, line, line.iloc[1:], strict=False) if one != two
             )
             for name, line in (("adding", added), ("undoing", undoing.loc[claim]))
@@ -172,7 +171,7 @@ def verdict_grid(climbed: pd.DataFrame) -> Figure:
             axis.set_yticks(range(len(answers)), [CLAIMS[claim] for claim in answers.index])
             axis.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(answers) - 0.5, -0.5))
             order = "in the order of the list" if ladder == "adding" else "in the reverse order"
-            axis.set_title(f"changes added one by one, {order}", loc="left", fontsize=12)
+            axis.set_title(f"{ladder}: changes one by one, {order}", loc="left", fontsize=12)
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
         patches = [plt.Rectangle((0, 0), 1, 1, color=colour) for _, colour, _ in looks.values()]

@@ -170,7 +170,7 @@ def mean_ratio(compared: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
     Returns
     -------
-    The columns of `by`, ratio, low, high, cells.
+    The columns of `by`, ratio, low, high, cells (those that have a ratio).
     """
     rows = []
     for group, cells in compared.groupby(list(by), sort=False):
@@ -189,7 +189,7 @@ def mean_ratio(compared: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         low, high = np.minimum(low, middle - spread), np.maximum(high, middle + spread)
         named = dict(zip(by, group, strict=True))
         ends = {"low": float(np.exp(low)), "high": float(np.exp(high))}
-        rows.append({**named, "ratio": float(np.exp(middle)), **ends, "cells": number})
+        rows.append({**named, "ratio": float(np.exp(middle)), **ends, "cells": len(value)})
     return pd.DataFrame(rows)
 
 
@@ -264,6 +264,11 @@ def concat(matrices: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """The table without its replicates: what is displayed and written to CSV."""
     return table.drop(columns=[column for column in table.columns if column.endswith("replicates")])
+
+
+def digits(value: object) -> str:
+    """A number in four significant digits, for `Styler.format`; anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def write(folder: Path, name: str, **frames: pd.DataFrame) -> pd.DataFrame:

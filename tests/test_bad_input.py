@@ -386,11 +386,11 @@ def test_an_image_whose_name_is_no_utf8(name, image, other, tmp_path):
 
 def test_numbers_in_names_that_are_no_ascii_digits(tmp_path):
     what = yaml.safe_load(folder(tmp_path)["dataset.yaml"])
-    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(what | {"splits": {"train": "*", "test": "b"}}))
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(what | {"splits": {"train": "[!b]*", "test": "b"}}))
     for other in ("²", "٣", "a²", "10", "9"):
         for part in ("x/a.png", "s/a.png", "d/a.png", "h/a.npy"):
             shutil.copy(tmp_path / part, tmp_path / part.replace("a.", f"{other}."))
-    assert load("folder", tmp_path).ids == ("9", "10", "a", "a²", "b", "²", "٣")
+    assert load("folder", tmp_path).ids == ("9", "10", "a", "a²", "²", "٣")
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -1,6 +1,7 @@
 """The benchmark runs and counts what it says; how fast this machine is, no test asks."""
 
 import importlib.util
+import json
 from argparse import Namespace
 
 import pandas as pd
@@ -62,6 +63,17 @@ def test_training_is_measured_on_all_cores_and_on_one_beside_the_peak_of_as_many
         "convolution peak, one core",
         *(f"batches of {size}, one core" for size in sizes),
     ]
+
+
+def test_a_table_is_written_with_what_measured_it(attack_cost, tmp_path):
+    for name in ("one.csv", "two.csv"):
+        attack_cost.write(pd.DataFrame({"ms": [1.23456]}), tmp_path / name)
+    known = json.loads((tmp_path / "benchmarks_machine.json").read_text())
+    assert known == {"one.csv": machine.describe(), "two.csv": machine.describe()}
+    assert (tmp_path / "one.csv").read_text() == "ms\n1.235\n"
+    folder = machine.root() / "results" / "benchmarks"
+    known = json.loads((folder / "benchmarks_machine.json").read_text())
+    assert set(known) == {path.name for path in folder.glob("*.csv")}
 
 
 def test_passes_are_those_that_attacks_make(attack_cost):

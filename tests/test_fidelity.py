@@ -284,8 +284,10 @@ def test_what_follows_from_the_printed_tables():
     found = findings.follows().set_index("number")
     verdicts = found.verdict
     assert list(verdicts[verdicts == findings.DOES_NOT].index) == ["1.3", "3.4", "4.3"]
-    assert list(verdicts[verdicts == findings.FOLLOWS].index) == ["1.2", "1.5", "3.1", "3.2", "3.3", "4.1", "4.2"]
+    assert list(verdicts[verdicts == findings.FOLLOWS].index) == ["1.2", "1.5", "3.1", "3.2", "3.3", "4.2"]
     assert list(verdicts[verdicts == findings.FIGURES].index) == ["1.1", "1.4", "1.6", "2.1", "2.3"]
+    assert list(verdicts[verdicts == findings.STATED].index) == ["4.1"]
+    assert found.computed["4.1"] == "printed as r = 0.55, p = 0.004"
     assert found.computed["1.2"] == "11 of 20 cells less vulnerable (single), 16 of 20 cells less vulnerable (joint)"
     assert found.computed["1.3"].endswith("s 0, d 1, D 2, n 4, E 4")
     assert found.computed["3.4"].endswith("2A apgd: E; 2B apgd: D, E; 2A wgd: s; 2B wgd: s")

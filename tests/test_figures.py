@@ -65,6 +65,13 @@ def test_errors_have_a_panel_a_main_task_and_a_line_for_the_single_task_model():
     assert [mark.lines[0].get_markerfacecolor() for mark in marks] == [figures.COLOURS["d"], "white"]
 
 
+def test_ratios_say_where_an_interval_is_cut():
+    rows = pd.DataFrame({"setting": ["a", "b"], "attacked": "single", "ratio": 1.1, "low": 0.9, "high": [1.5, 9.5]})
+    assert figures.ratios(rows, "setting", "times PGD").axes[0].get_xlabel() == "times PGD"
+    cut = figures.ratios(rows.assign(high=[1.5, 40.0]), "setting", "times PGD").axes[0]
+    assert cut.get_xlabel() == "times PGD\nintervals that reach further are cut at the edge"
+
+
 def test_lines_have_a_panel_a_main_task_and_its_colours():
     rows = [
         {"main": m, "auxiliary": a, "attacked": "single", "setting": x, "value": x, "low": x - 1, "high": x + 1}

@@ -215,10 +215,16 @@ def test_classes_in_few_bits_are_read_as_they_are_or_refused(root, bits):
 
 
 def test_half_precision_labels_are_scaled_in_single(root):
-    write(root, described(**changed(2, scale=1000, offset=0.5)))
+    """-9999 is -10000 in half precision: a pixel without a label is one all the same."""
+    write(root, described(**changed(2, scale=1000, offset=0.5, invalid=-9999)))
+    values = np.full((*SIZE, 2), 100.0625, np.float16)
+    values[:5] = -9999
     for name in ("a_2", "a_10"):
-        np.save(root / "flow" / f"{name}.npy", np.full((*SIZE, 2), 100.0625, np.float16))
-    assert (load(root, "v").targets["v"] == 100063.0).all()
+        np.save(root / "flow" / f"{name}.npy", values)
+    found = load(root, "v")
+    assert (found.targets["v"][..., 5:, :] == 100063.0).all()
+    assert found.masks["v"][:, 5:].all()
+    assert not found.masks["v"][:, :5].any()
 
 
 def changed(number: int, **fields) -> dict:
@@ -246,9 +252,14 @@ DESCRIPTIONS = {
     "nothing in a split": ({"splits": {"train": "z*", "test": "b*"}}, "splits.train should match images. Found 'z*'"),
     "an image twice": ({"splits": {"train": ["a_2", "a_2"], "test": "b*"}}, "name an image once. Found 'a_2' 2 times"),
     "in both splits": ({"splits": {"train": "*", "test": "b*"}}, "should share no image. Found 'b_1' in both, of 1"),
+    "one image by two names": ({"splits": {"train": ["a_2"], "test": ["./a_2"]}}, "Found 'a_2' in both, of 1 such"),
     "one folder": (
         {"images": "{split}/{id}.png", "splits": {"train": "one", "test": "one/"}},
-        "splits should name two folders, found 'one' for both",
+        "splits should name two folders apart, found 'one' and 'one'",
+    ),
+    "a folder in the other": (
+        {"images": "{split}/{id}.png", "splits": {"train": "one/x", "test": "one"}},
+        "splits should name two folders apart, found 'one/x' and 'one'",
     ),
     "no images": ({"images": "pictures/{id}.png"}, "should hold images pictures/{id}.png. Found none"),
     "no labels": (changed(1, files="z/{id}.png"), "should hold labels of d z/{id}.png. Found no "),
@@ -391,9 +402,11 @@ def test_the_example_is_written_once_and_never_over_something_else(tmp_path):
     assert (folder / "images" / "train_0001.png").stat().st_mtime_ns == before
     data.write_example(folder, 1, 1)
     assert data.load("folder", tasks="s", split="train", size=16, root=folder).ids == ("train_0000",)
-    (folder / "images" / "tree_1.png").write_text("my own")
+    for name in ("tree_1.png", "train_0001_mine.png"):
+        (folder / "images" / name).write_text("my own")
     data.write_example(folder, 2, 1)
-    assert (folder / "images" / "tree_1.png").read_text() == "my own"
+    for name in ("tree_1.png", "train_0001_mine.png"):
+        assert (folder / "images" / name).read_text() == "my own"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("my own")
     with pytest.raises(ValueError, match="should be empty or hold an example. Found other files in"):

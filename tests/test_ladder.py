@@ -204,8 +204,8 @@ def test_where_a_claim_stands_is_told_from_both_ends():
             rows.append({"ladder": name, "step": step, "change": change, "claim": "1.2", "verdict": verdict})
     found = rungs.ends(pd.DataFrame(rows)).iloc[0]
     assert found["stands under"] == "definitions only"
-    assert found["adding changes with"] == "baseline"
-    assert found["undoing changes with"] == "start"
+    assert found["verdict turns, adding"] == "baseline"
+    assert found["verdict turns, undoing"] == "start"
 
 
 def test_tau_is_within_main_tasks():

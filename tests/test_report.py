@@ -66,6 +66,15 @@ def test_claims_stand_with_their_verdicts(folder):
     assert "device cpu" in page or "device cuda" in page
 
 
+def test_the_finding_that_is_shown_is_one_that_decides(folder):
+    table = pd.read_csv(folder / "rq3_verdicts.csv", dtype=str, keep_default_na=False)
+    findings = ["a: 1 [0, 2], asked: above 0: agrees", "b: 2 [1, 3], asked: above 4: disagrees", "c: 9 [8, 9]"]
+    table.loc[0, ["measured", "verdict"]] = ["; ".join(findings), "disagrees"]
+    tables.write(folder, "rq3", verdicts=table)
+    row = next(line for line in report.markdown(folder).split("\n") if line.startswith(f"| {table.number[0]} "))
+    assert row.endswith("| b: 2 [1, 3], asked: above 4 (1 of 3 findings) | ✗ disagrees |")
+
+
 def test_the_readme_shows_the_committed_results():
     """Its table of claims is the one of results/laptop, word for word, and its pictures are there."""
     readme = (machine.root() / "README.md").read_text()

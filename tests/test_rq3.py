@@ -148,6 +148,7 @@ def test_a_vulnerability_that_is_not_above_zero_has_no_ratio():
     table = tables.vulnerabilities(errors[errors.attacked == "single"])
     ratios = tables.mean_ratio(tables.against(table, "setting", "pgd"), by=["setting"])
     assert ratios.ratio[0] == pytest.approx(2, rel=0.02)
+    assert ratios.cells[0] == 1, "of two, one is left out"
 
 
 def test_few_cells_that_differ_give_a_wide_ratio():
@@ -189,6 +190,55 @@ def test_some_auxiliary_task_helps():
     told = claims.some_helps(compared[compared.attacked == "single"], "3.4")
     assert told.verdict.to_list() == ["agrees", "disagrees"]
     assert told.measured[0] == "best auxiliary task d, -50%"
+    assert told.asked.to_list() == ["below 0", "below 0"]
+
+
+def test_of_a_vulnerability_that_is_not_above_zero_the_difference_is_told():
+    table = tables.vulnerabilities(errors_of({("s", "s"): 1.0, ("s", "d"): 0.5}))
+    compared = tables.against_single_task(table)
+    (told,) = claims.some_helps(compared[compared.attacked == "single"], "3.4").itertuples()
+    assert told.verdict == "agrees"
+    assert told.measured.startswith("best auxiliary task d, -0.5")
+    assert "%" not in told.interval
+
+
+def test_a_vulnerability_cannot_fall_by_more_than_all_of_it():
+    """Errors that vary by image: the interval of the fall is that of the ratio, not of the difference over a mean."""
+    generator = np.random.default_rng(0)
+    clean = generator.uniform(0.5, 1.5, 12)
+    factors = {"s": 1 + generator.exponential(2.0, 12) ** 2, "d": np.full(12, 1.01)}
+    rows = [
+        {"panel": "a", "setting": "b", "attacked": "single", "main": "s", "auxiliary": auxiliary, "seed": 0,
+         "image_id": image, "clean_error": clean[image], "adversarial_error": clean[image] * factor[image]}
+        for auxiliary, factor in factors.items() for image in range(12)
+    ]  # fmt: skip
+    compared = tables.against_single_task(tables.vulnerabilities(pd.DataFrame(rows)))
+    (told,) = claims.some_helps(compared, "3.4").itertuples()
+    assert told.verdict == "agrees"
+    low, high = (int(end.rstrip("%")) for end in told.interval.strip("[]").split(", "))
+    assert -100 <= low <= high < 0
+
+
+EVERY = {
+    "all lower": ({"sd": 2.0, "ds": 2.0}, {"sd": 1.5, "ds": 1.5}, "agrees", "2 of 2 cells less vulnerable"),
+    "one higher": ({"sd": 2.0, "ds": 2.0}, {"sd": 1.5, "ds": 2.5}, "disagrees", "1 of 2 cells less vulnerable"),
+    "one the same": ({"sd": 2.0, "ds": 2.0}, {"sd": 1.5, "ds": 2.0}, "cannot tell at this size", None),
+}
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_every_cell_is_lower_or_one_is_not(case):
+    """Two cells are enough, where both surely are: the claim is about these pairs."""
+    before, after, verdict, measured = EVERY[case]
+    frames = [
+        attacked_errors({"pgd": {tuple(cell): factor for cell, factor in factors.items()}}).assign(panel=panel)
+        for panel, factors in (("uniform", before), ("published", after))
+    ]
+    found = tables.against(tables.vulnerabilities(pd.concat(frames)), "panel", "uniform")
+    told = claims.every_helps(found[found.attacked == "single"], "3.1")
+    assert told.verdict.to_list() == [verdict]
+    assert measured in (None, told.measured[0])
+    assert told["where"].to_list() == ["pgd, single"]
 
 
 def masking_errors(gains: dict[str, float], noise: float = 0.01, images: int = 40) -> pd.DataFrame:
@@ -210,6 +260,9 @@ def test_a_model_with_honest_gradients_passes_every_check():
     found = masking.checks(masking_errors(HEALTHY))
     assert len(found) == len(masking.CHECKS)
     assert set(found.result) == {"passes"}
+    asked = found.set_index("check").asked
+    assert asked["more steps are at least as strong"] == "above -0.0200", "a hundredth of PGD's gain"
+    assert asked["the loss saturates up to eps 1"] == "within -0.8998 and 0.8998", "a tenth of the gain before"
 
 
 @pytest.mark.parametrize(

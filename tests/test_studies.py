@@ -126,6 +126,11 @@ def test_claims_on_known_errors():
     assert told.claim["1.2"].startswith("Under l-infinity attacks")
     assert told.verdict.to_list().count("not measured here") == 5
     assert "Claim 1.2" in claims.sentence(shares)
+    findings = told.measured["1.2"].split("; ")
+    assert [finding.split(", asked: ")[1] for finding in findings] == ["below 95%: cannot tell at this size"] * 2
+    unasked = claims.summary([shares.assign(verdict=claims.NOT_CLAIMED)], "RQ1").set_index("number").loc["1.2"]
+    assert unasked.verdict == "not measured here"
+    assert unasked.measured.split("; ")[0].endswith("] (the claim is not about this one)")
 
 
 def test_growth_of_a_quadratic_error_is_two():

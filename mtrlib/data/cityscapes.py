@@ -125,9 +125,17 @@ def _number_of_classes(root: Path) -> int:
     """7 or 19, by the first label files to train."""
     if not root.is_dir():
         raise ValueError(f"Parameter root should be a folder of cityscapes files. Found no folder {root}.")
-    paths = [root / "train" / "label" / f"{name}.npy" for name, _ in description.find(_arrays(19), root, "train")]
-    known = [(str(path), path.stat()) for path in paths[:_LOOKED_AT] if path.is_file()]
+    folders = [root / "train" / name for name in ("image", "label")]
+    changed = tuple(each.stat().st_mtime_ns for each in folders if each.is_dir())
+    known = [(str(path), path.stat()) for path in _first(root, changed) if path.is_file()]
     return 19 if any(_highest(path, at.st_mtime_ns, at.st_size) > 6 for path, at in known) else 7
+
+
+@lru_cache(maxsize=8)
+def _first(root: Path, changed: tuple[int, ...]) -> list[Path]:
+    """The first label files to train, some of which may not be there; `changed` is when their folders were."""
+    names = [name for name, _ in description.find(_arrays(19), root, "train")]
+    return [root / "train" / "label" / f"{name}.npy" for name in names[:_LOOKED_AT]]
 
 
 @lru_cache(maxsize=4 * _LOOKED_AT)

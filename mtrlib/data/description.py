@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import re
 import reprlib
+from collections import Counter
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -138,8 +140,10 @@ class Description(_Entry):
             raise ValueError("patterns of labels may hold {split} where that of the images does")
         if by_folder[0] and not (isinstance(self.splits.train, str) and isinstance(self.splits.test, str)):
             raise ValueError("splits should name what {split} stands for, a text each for train and test")
-        if by_folder[0] and PurePosixPath(self.splits.train) == PurePosixPath(self.splits.test):
-            raise ValueError(f"splits should name two folders, found {self.splits.train!r} for both")
+        if by_folder[0]:
+            train, test = PurePosixPath(self.splits.train), PurePosixPath(self.splits.test)
+            if train.is_relative_to(test) or test.is_relative_to(train):
+                raise ValueError(f"splits should name two folders apart, found '{train}' and '{test}'")
         for value in (self.splits.train, self.splits.test):
             if isinstance(value, str) and (value.startswith("/") or ".." in PurePosixPath(value).parts):
                 raise ValueError(f"a path should not leave the folder of the data, found {value!r}")
@@ -191,8 +195,8 @@ def find(description: Description, root: Path, split: str) -> list[tuple[str, st
         wanted = f"ratio {description.splits.ratio}" if chosen is None else repr(chosen)
         raise ValueError(f"{root}: splits.{split} should match images. Found {wanted} and ids such as {found[0]!r}.")
     if len(set(ids)) < len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
-        raise ValueError(f"{root}: splits.{split} should name an image once. Found {twice!r} {ids.count(twice)} times.")
+        twice, times = Counter(ids).most_common(1)[0]
+        raise ValueError(f"{root}: splits.{split} should name an image once. Found {twice!r} {times} times.")
     other = _chosen(description.splits, root, "test" if split == "train" else "train", found)
     if both := set(ids) & set(other):
         raise ValueError(f"{root}: splits should share no image. Found {min(both)!r} in both, of {len(both)} such.")
@@ -208,7 +212,7 @@ def _chosen(splits: Splits, root: Path, split: str, found: list[str]) -> list[st
     if isinstance(chosen, str) and not chosen.endswith(".txt"):
         return [name for name in found if fnmatchcase(name, chosen)]
     ids = chosen if isinstance(chosen, list) else _text(inside(root, chosen)).split("\n")
-    return [name.strip() for name in ids if name.strip()]
+    return [posixpath.normpath(name.strip()) for name in ids if name.strip()]  # one name for one image
 
 
 def inside(root: Path, name: str) -> Path:

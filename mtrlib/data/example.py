@@ -6,6 +6,7 @@ task that the paper does not have: inverse depth, which is left out beyond five 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +89,8 @@ def _write_all(folder: Path, text: str, sizes: dict[str, int], seed: int) -> Non
     sealed.write(path, f"{MARK}: not yet complete.\n".encode())  # whose the files are, if this is killed
     for name in ("images", "segments", "depth", "normals", "inverse"):
         (folder / name).mkdir(exist_ok=True)
-        for split in sizes:
-            for old in (folder / name).glob(f"{split}_[0-9][0-9][0-9][0-9]*.*"):
+        for old in (folder / name).iterdir():
+            if re.fullmatch("(train|test)_[0-9]{4,}", old.stem):
                 old.unlink()
     for split, number in sizes.items():
         rooms = load("rooms", tasks="sdn", split=split, size=64, limit=number, seed=seed)

@@ -159,13 +159,13 @@ def read_label(label: Label, path: str, image_size: tuple[int, int] | None, kind
 
 def _target(label: Label, path: str, raw: np.ndarray, size: int | None) -> Arrays:
     """(H, W, C) raw values -> target and mask at `size`, after a look at every pixel."""
-    if raw.dtype == np.float16:
-        raw = raw.astype(np.float32)  # whose products do not overflow or round away
     if label.invalid is None:
         absent = np.zeros(raw.shape, dtype=bool)
     else:
         absent = np.isnan(raw) if np.isnan(label.invalid) else raw == label.invalid
     valid = ~absent.all(axis=-1, keepdims=True)
+    if raw.dtype == np.float16:
+        raw = raw.astype(np.float32)  # whose products do not overflow or round away
     with np.errstate(over="ignore", invalid="ignore"):
         wrong = ~(np.abs(raw * label.scale + label.offset) <= np.finfo(np.float32).max) & valid  # targets are float32
     if wrong.any():
@@ -191,6 +191,8 @@ def _array(path: str) -> np.ndarray:
         raise decoding.unreadable(path, error) from error
     except (ValueError, EOFError, OverflowError, SyntaxError, zipfile.BadZipFile, tokenize.TokenError) as error:
         raise ValueError(f"{path} is truncated or damaged: {' '.join(str(error).split())}.") from error
+    if isinstance(values, np.lib.npyio.NpzFile):
+        values.close()
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or not values.size:
         raise ValueError(f"{path} should be an array of numbers. Found {getattr(values, 'dtype', type(values))}.")
     return values

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from mtrlib.figures.style import STYLE, closed, colour, letters_of, marker_of, named, task_legend
 from mtrlib.tasks import TASKS
@@ -181,6 +181,8 @@ def ratios(table: pd.DataFrame, label: str, xlabel: str) -> Figure:
         axis.set(xscale="log", xlabel=xlabel)
         low, high = max(axis.get_xlim()[0], 0.1), min(axis.get_xlim()[1], 10)  # few cells have intervals without end
         axis.set_xlim(low, high)
+        if table.low.min() < low or table.high.max() > high:
+            axis.set_xlabel(f"{xlabel}\nintervals that reach further are cut at the edge")
         fine, coarse = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.5), (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
         ticks = [tick for tick in (fine if high / low < 3 else coarse) if low <= tick <= high]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -216,11 +218,14 @@ def proxies(cells: pd.DataFrame, target: str, names: list[str]) -> Figure:
                     axis.plot(best[name], best[target], ring, markersize=14, mfc="none", mec=colour(main), mew=1.2)
             if (cells[name] > 0).all() and (cells[target] > 0).all():
                 axis.set(xscale="log", yscale="log")
-                axis.xaxis.set_minor_formatter(NullFormatter())
-                axis.yaxis.set_minor_formatter(NullFormatter())
-            axis.set(xlabel=name)
+                for side, values in ((axis.xaxis, cells[name]), (axis.yaxis, cells[target])):
+                    decades = np.log10(values.max() / values.min())
+                    side.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.5 else (1,)))
+                    side.set_major_formatter("{x:g}")
+                    side.set_minor_formatter(NullFormatter())
+            axis.set(xlabel=f"{name}\n({_unit(name)})")
         for row in axes:
-            row[0].set_ylabel(target)
+            row[0].set_ylabel(f"{target}\n({_unit(target)})")
         colours = [plt.Line2D([], [], color=colour(x), marker="o", linestyle="", label=f"main {x}") for x in mains]
         shapes = [plt.Line2D([], [], color="0.4", marker=marker_of(x), linestyle="", label=f"with {x}") for x in mains]
         shapes.append(plt.Line2D([], [], color="0.4", marker="x", linestyle="", label="alone"))
@@ -230,3 +235,9 @@ def proxies(cells: pd.DataFrame, target: str, names: list[str]) -> Figure:
             )
         figure.legend(handles=colours + shapes, loc="outside right upper", frameon=False)
     return closed(figure)
+
+
+def _unit(name: str) -> str:
+    other = {"clean error": "in the unit of the task", "adversarial error": "in the unit of the task"}
+    other["first order"] = "relative increase of the loss"
+    return other.get(name, "relative task vulnerability")

@@ -13,7 +13,8 @@ import pandas as pd
 from mtrlib import published
 
 FOLLOWS, DOES_NOT, FIGURES, THEORY = "follows", "does not follow", "figures only", "theory, no table"
-MUCH, WITHIN, RELIABLE, MODERATE = 1.5, 0.2, 0.95, 0.3  # how the words of claims 3.2, 3.3, 1.2 and 4.1 are read
+STATED = "stated only"  # the number of the claim is printed, what it was computed from is not
+MUCH, WITHIN, RELIABLE = 1.5, 0.2, 0.95  # how the words of claims 3.2, 3.3 and 1.2 are read
 _IN_FIGURES = ("1.1", "1.4", "1.6", "2.1", "2.3")
 
 
@@ -77,11 +78,13 @@ def table_1a_again() -> pd.DataFrame:
 
 def follows() -> pd.DataFrame:
     """For every claim, whether it follows from the printed tables, computed from them: number, claim, verdict (one of
-    `FOLLOWS`, `DOES_NOT`, `FIGURES`, `THEORY`) and what was computed."""
+    `FOLLOWS`, `DOES_NOT`, `FIGURES`, `STATED`, `THEORY`) and what was computed."""
     rows = []
     for number, claim in published.claims().claim.items():
         if number in _IN_FIGURES:
             verdict, computed = FIGURES, ""
+        elif number == "4.1":
+            verdict, computed = STATED, _early()
         elif number in _COMPUTED:
             holds, computed = _COMPUTED[number]()
             verdict = FOLLOWS if holds else DOES_NOT
@@ -149,9 +152,9 @@ def _some_helps() -> tuple[bool, str]:
     return not without, "no auxiliary task helps in " + "; ".join(without) if without else "one helps everywhere"
 
 
-def _early() -> tuple[bool, str]:
+def _early() -> str:
     row = published.read("selection_table3").set_index("proxy").loc["50 epochs"]
-    return row.pearson >= MODERATE and row.p_value < 0.05, f"printed as r = {row.pearson}, p = {row.p_value:.3f}"
+    return f"printed as r = {row.pearson}, p = {row.p_value:.3f}"
 
 
 def _pearson(one: pd.DataFrame, two: pd.DataFrame) -> float:
@@ -183,7 +186,6 @@ _COMPUTED: dict[str, Callable[[], tuple[bool, str]]] = {
     "3.2": _stronger,
     "3.3": _as_vulnerable,
     "3.4": _some_helps,
-    "4.1": _early,
     "4.2": _surrogate,
     "4.3": _clean_predicts,
 }
