@@ -105,10 +105,12 @@ def _taken(lock: FileLock) -> bool:
 
 
 def _commit() -> str:
+    """The commit of the library, "-dirty" where tracked files differ from it: all but the notebooks, which executing
+    them changes."""
+    options = {"cwd": Path(mtrlib.__file__).parent, "capture_output": True, "text": True}
     try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(
-            command, cwd=Path(mtrlib.__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        commit = subprocess.run(["git", "describe", "--always", "--abbrev=12"], check=True, **options).stdout.strip()
+        same = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)notebooks"], **options)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return commit if same.returncode == 0 else f"{commit}-dirty"
