@@ -140,6 +140,7 @@ def test_growth_of_a_quadratic_error_is_two():
     growth = claims.growth(tables.vulnerabilities(pd.concat(frames), "ratio_of_means"))
     assert growth.exponent[0] == pytest.approx(2, abs=0.15)
     assert growth.low[0] < growth.exponent[0] < growth.high[0]
+    assert growth.growth[0] == "faster than linear"
 
 
 def test_two_cells_that_agree_prove_little():
