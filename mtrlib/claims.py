@@ -71,11 +71,8 @@ def never_helps(compared: pd.DataFrame, number: str) -> pd.DataFrame:
     where one lies below 0 and holds where all lie above.
     """
     rows = []
-    level = 1 - 0.05 / len(compared)
     for main, cells in compared.groupby("main", sort=False):
-        ends = [metrics.interval(replicates, level) for replicates in cells.difference_replicates]
-        lowers = sum(high < 0 for _, high in ends)
-        raises = sum(low > 0 for low, _ in ends)
+        lowers, raises = _surely(cells, len(compared))
         answer = DISAGREES if lowers else AGREES if raises == len(cells) else CANNOT_TELL
         measured = f"{(cells.difference < 0).sum()} of {len(cells)} auxiliary tasks lower it"
         surely = f"({lowers} surely, {raises} surely raise it)"
@@ -95,8 +92,7 @@ def every_helps(compared: pd.DataFrame, number: str, by: Sequence[str] = ("setti
     """
     rows = []
     for group, cells in compared.groupby(list(by), sort=False):
-        ends = [metrics.interval(drawn, 1 - 0.05 / len(compared)) for drawn in cells.difference_replicates]
-        lowers, raises = sum(high < 0 for _, high in ends), sum(low > 0 for low, _ in ends)
+        lowers, raises = _surely(cells, len(compared))
         answer = DISAGREES if raises else AGREES if lowers == len(cells) else CANNOT_TELL
         measured = f"{(cells.difference < 0).sum()} of {len(cells)} cells less vulnerable"
         where = ", ".join(map(str, group))
@@ -112,8 +108,8 @@ def some_helps(compared: pd.DataFrame, number: str, by: Sequence[str] = ("panel"
     """
     rows = []
     for group, cells in compared.groupby(list(by), sort=False):
-        ends = [metrics.interval(drawn, 1 - 0.05 / len(cells)) for drawn in cells.difference_replicates]
-        answer = AGREES if any(high < 0 for _, high in ends) else DISAGREES if all(low > 0 for low, _ in ends) else None
+        lowers, raises = _surely(cells, len(cells))
+        answer = AGREES if lowers else DISAGREES if raises == len(cells) else CANNOT_TELL
         best = int(cells.difference.argmin())
         change, drawn = cells.difference.iloc[best], cells.difference_replicates.iloc[best]
         alone, form = cells.replicates.iloc[best] - drawn, "{:+.3g}"
@@ -122,7 +118,7 @@ def some_helps(compared: pd.DataFrame, number: str, by: Sequence[str] = ("panel"
         low, high = metrics.interval(drawn, 1 - 0.05 / len(cells))
         measured = f"best auxiliary task {cells.auxiliary.iloc[best]}, {form.format(change)}"
         interval = f"[{form.format(low)}, {form.format(high)}]"
-        rows.append(_row(number, ", ".join(map(str, group)), measured, interval, "below 0", answer or CANNOT_TELL))
+        rows.append(_row(number, ", ".join(map(str, group)), measured, interval, "below 0", answer))
     return pd.DataFrame(rows)
 
 
@@ -338,6 +334,13 @@ def sentence(*rows: pd.DataFrame) -> str:
         lines.append(f"Claim {number}")
         lines += [f"  {_finding(row)}" for row in told.itertuples()]
     return "\n".join(lines)
+
+
+def _surely(cells: pd.DataFrame, looked_at: int) -> tuple[int, int]:
+    """How many cells lie below what they are compared with, and how many above, with their whole interval; the
+    intervals are widened for the number of cells that are looked at (Bonferroni)."""
+    ends = [metrics.interval(drawn, 1 - 0.05 / looked_at) for drawn in cells.difference_replicates]
+    return sum(high < 0 for _, high in ends), sum(low > 0 for low, _ in ends)
 
 
 def _log(values: np.ndarray) -> np.ndarray:

@@ -17,12 +17,14 @@ from mtrlib import published
 SIGNS = {"agrees": "✓", "disagrees": "✗", "cannot tell at this size": "?", "not measured here": "–"}
 
 
+_ENDS = ["claim", "definitions", "published behaviour", "stands under"]  # of the table of `rungs.ends`
 CAPTIONS = {
     "rq1_table_1a": "What attacks do to each main task (rows) by auxiliary task (columns), measured and as printed in "
     "Table 1 A; diagonal: the single-task model. Colours: times the single-task model of the row.",
     "rq1_errors_under_attack": "Errors of each main task under attack, by auxiliary task; line: the single-task model.",
     "rq2_figure_1": "Adversarial vulnerability as tasks are added to those attacked; every order in grey.",
     "rq3_pgd": "As RQ1's table, for uniform and the paper's task weights, measured and as printed in Table 1 A and B.",
+    "fidelity_verdicts": "The verdict on each claim as what the published code does comes in, one change at a time.",
     "rq4_proxies": "The vulnerability of the expensive model over each proxy of it, a point a main and auxiliary task.",
 }
 
@@ -60,7 +62,8 @@ def write(folder: Path) -> Path:
         counts={sign: sum(claim["verdict"] == sign for q in questions for claim in q["claims"]) for sign in SIGNS},
         signs=SIGNS,
         questions=questions,
-        others={name: html for name, html in notebooks.items() if not name.startswith("rq")},
+        ladder=_ladder(folder, notebooks),
+        others={name: html for name, html in notebooks.items() if not name.startswith(("rq", "fidelity"))},
     )
     index = folder / "index.html"
     index.write_text(html, encoding="utf-8")
@@ -80,6 +83,18 @@ def markdown(folder: Path) -> str:
             verdict = f"{SIGNS[claim['verdict']]} {claim['verdict']}"
             lines.append(f"| {claim['number']} | {claim['claim']} | {first}{more} | {verdict} |")
     return "\n".join(lines)
+
+
+def _ladder(folder: Path, notebooks: dict[str, str]) -> dict | None:
+    """What the notebook on the published code found, where it was run: the claims under definitions and under all
+    published behaviours, its figure and its rendering."""
+    path = folder / "fidelity_verdicts.csv"
+    if not path.exists():
+        return None
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)[_ENDS].to_dict("records")
+    image = "fidelity_verdicts"
+    figure = {f"{image}.png": CAPTIONS[image]} if (folder / f"{image}.png").exists() else {}
+    return {"columns": _ENDS, "rows": rows, "figures": figure, "notebook": notebooks.get("fidelity")}
 
 
 def _claims(path: Path) -> list[dict]:

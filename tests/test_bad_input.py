@@ -24,6 +24,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from raw_png import chunk, raw_png
 from tqdm import tqdm
 
 from mtrlib import batch, data, machine, models, parameters
@@ -151,15 +152,9 @@ def test_wrong_sizes(name, value):
 # ---- data trees
 
 
-def chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-
 def bomb(width: int, height: int, bits: int = 8, colour: int = 2) -> bytes:
     """A PNG of few bytes that says that it is large."""
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    pixels = zlib.compress(bytes(1_000_000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return raw_png(width, height, bits, colour, bytes(1_000_000))
 
 
 def texts_bomb() -> bytes:

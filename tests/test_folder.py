@@ -5,9 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-import struct
 import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import torch
 import yaml
 from PIL import Image
 from pydantic import ValidationError
+from raw_png import raw_png
 from tqdm import tqdm
 
 from mtrlib import data
@@ -184,16 +183,10 @@ def test_other_formats(tmp_path):
 
 
 def grey(values: np.ndarray, bits: int) -> bytes:
-    """A grey PNG of 1, 2 or 4 bits, which Pillow does not write."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
+    """A grey PNG of 1, 2 or 4 bits."""
     height, width = values.shape
     digits = np.array([[int(digit) for value in row for digit in f"{value:0{bits}b}"] for row in values], np.uint8)
-    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in digits)
-    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return raw_png(width, height, bits, 0, b"".join(b"\0" + np.packbits(row).tobytes() for row in digits))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

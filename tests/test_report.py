@@ -12,7 +12,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from mtrlib import batch, figures, machine, published, report, tables
+from mtrlib import batch, figures, machine, published, report, rungs, tables
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -103,6 +103,18 @@ def test_committed_results_are_whole():
     assert json.loads((results / "machine.json").read_text())["device"]
     links = Links((results / "index.html").read_text()).found
     assert all((results / link).is_file() for link in links if not link.startswith(("https://arxiv.org", "data:", "#")))
+
+
+def test_what_the_published_code_changes_is_on_the_page(folder):
+    assert "published code changes" not in report.write(folder).read_text(), "where that notebook was not run"
+    row = {"claim": "3.1 <b>", "definitions": "disagrees", "published behaviour": "agrees"}
+    row["stands under"] = "published behaviour only"
+    tables.write(folder, "fidelity", verdicts=pd.DataFrame([row]))
+    page = report.write(folder).read_text()
+    assert "<td>3.1 &lt;b&gt;</td><td>disagrees</td><td>agrees</td><td>published behaviour only</td>" in page
+    committed = (machine.root() / "results" / "laptop" / "index.html").read_text()
+    assert committed.count("<td>") == 4 * len(rungs.CLAIMS)
+    assert {"fidelity_verdicts.png", "fidelity.html"} <= set(Links(committed).found)
 
 
 def test_a_folder_without_results_is_refused(tmp_path):

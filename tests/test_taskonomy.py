@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import struct
 import threading
 import time
 import warnings
-import zlib
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from raw_png import raw_png
 from tqdm import tqdm
 
 from mtrlib import data
@@ -272,13 +271,7 @@ def jpeg(pixels: np.ndarray) -> bytes:
 
 def sixteen_bit_rgb() -> bytes:
     """A 32 x 32 PNG of 16 bits a channel, which PIL opens as 8-bit RGB."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    header = struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)
-    pixels = zlib.compress(bytes(32 * (1 + 32 * 6)))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return raw_png(32, 32, 16, 2, bytes(32 * (1 + 32 * 6)))
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
