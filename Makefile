@@ -1,4 +1,5 @@
 # make reproduce   run the notebooks into runs/$(TIER)/, as notebooks and as HTML
+# make reanalyse   the same from the released errors of results/$(TIER), without training; make release writes them
 # make batch       the same by the batch engine, job by job; make batch-plan says what it would do
 # make test        lint, tests, and the committed notebooks checked by nbval; make test-slurm: the engine under Slurm
 # make report      index.html in results/$(TIER); RESULTS=runs/$(TIER) makes one of a run of your own
@@ -18,14 +19,21 @@ PRECISION ?= auto
 CHOSEN = $(if $(filter command line,$(origin NOTEBOOKS)),notebooks=$(shell echo $(NOTEBOOKS) | tr ' ' ,))
 ENGINE = $(BIN)/snakemake --workflow-profile $(PROFILE) --config params=params/$(TIER) pack=$(PACK) precision=$(PRECISION) $(CHOSEN)
 
-.PHONY: reproduce batch batch-plan notebooks report test test-slurm lint audit clean
+# The errors in place of training, where a target says so.
+RELEASED =
+
+.PHONY: reproduce reanalyse release batch batch-plan notebooks report test test-slurm lint audit clean
 .DELETE_ON_ERROR:
 
-reproduce: .venv/installed
+# The tour is left out: it shows what a model predicts, so that it has to be trained.
+reanalyse: RELEASED = -p released $(RESULTS)/errors.parquet
+reanalyse: NOTEBOOKS := $(filter-out tour new_dataset,$(NOTEBOOKS))
+
+reproduce reanalyse: .venv/installed
 	@mkdir -p $(OUT)
 	@set -e; for name in $(NOTEBOOKS); do \
 	    echo "== $$name ($(TIER))"; \
-	    $(BIN)/papermill --no-log-output -f params/$(TIER)/$$name.yaml \
+	    $(BIN)/papermill --no-log-output -f params/$(TIER)/$$name.yaml $(RELEASED) \
 	        notebooks/$$name.ipynb $(OUT)/$$name.ipynb; \
 	    $(BIN)/jupyter nbconvert --log-level ERROR --to html $(OUT)/$$name.ipynb; \
 	done
@@ -36,6 +44,10 @@ batch: .venv/installed
 
 batch-plan: .venv/installed
 	$(ENGINE) --dry-run
+
+# After make batch: what it computed, in one file.
+release: .venv/installed
+	$(BIN)/python -m mtrlib release params/$(TIER) $(RESULTS)
 
 # Execute the committed notebooks again, in place, with their defaults.
 notebooks: .venv/installed

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from mtrlib import batch, cost, data, machine, report
+from mtrlib import batch, cost, data, machine, released, report
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mtrlib", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     add_batch(commands)
+    add_release(commands)
     add_data(commands)
     options = parser.parse_args(arguments)
     try:
@@ -47,6 +48,17 @@ def add_batch(commands) -> None:
         command.set_defaults(run=run)
 
 
+def add_release(commands) -> None:
+    """The command that releases errors."""
+    text = "write the errors that the notebooks of a folder of parameters need into one file, errors.parquet"
+    command = commands.add_parser("release", help=text, description=text)
+    command.add_argument("folder", help="of the parameters, such as params/laptop; the store has all that they need")
+    command.add_argument("results", help="the folder of the file, such as results/laptop")
+    command.add_argument("--notebooks", help="names, separated by commas; all that have a file in the folder")
+    command.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    command.set_defaults(run=release)
+
+
 def add_data(commands) -> None:
     """The commands that look at files and write the page of results."""
     text = "read every file of a data set and say what would stop a run"
@@ -74,6 +86,16 @@ def check_data(options: argparse.Namespace) -> int:
 
 def page(options: argparse.Namespace) -> int:
     sys.stdout.write(f"{report.write(Path(options.folder))}\n")
+    return 0
+
+
+def release(options: argparse.Namespace) -> int:
+    needs = batch.needs(_read(options), options.precision)
+    path = machine.root() / options.results / "errors.parquet"
+    evaluations = [e for found in needs.evaluations.values() for e in found]
+    count = released.write(path, needs.store, needs.models.values(), evaluations)
+    size = path.stat().st_size / 1e6
+    sys.stdout.write("{}: {} models, {} attacks, {} other tables, {:.1f} MB\n".format(path, *count, size))
     return 0
 
 

@@ -109,10 +109,13 @@ def needs(values: dict[str, dict], precision: str = "auto") -> Needs:
         models |= {key: spec for spec, key in keys.items() if key not in models}
         for evaluation in studies.evaluations(cells):
             evaluations.setdefault(keys[evaluation.model], {})[evaluation] = None
-    stores = {p.store for p in parameters.values()}
-    if len(stores) > 1:
-        raise ValueError(f"Parameter store should be the same in all files. Found {', '.join(sorted(stores))}.")
-    return Needs(parameters, uses, models, {key: list(found) for key, found in evaluations.items()}, Store(*stores))
+    kept = {(p.store, p.released) for p in parameters.values()}
+    if len(kept) > 1:
+        found = ", ".join(f"{store} and {released or 'none'}" for store, released in sorted(kept))
+        raise ValueError(f"Parameters store and released should be the same in all files. Found {found}.")
+    store, released = kept.pop()
+    evaluations = {key: list(found) for key, found in evaluations.items()}
+    return Needs(parameters, uses, models, evaluations, Store(store, released=released, precision=precision))
 
 
 def jobs(needs: Needs, pack: int = 1) -> dict[str, list[Job]]:
@@ -165,8 +168,7 @@ def unattacked(needs: Needs, keys: Iterable[str]) -> list[Evaluation]:
 def train(needs: Needs, keys: Iterable[str] = ()) -> None:
     """Train the models of these keys (of none: all) that the store lacks, and mark them."""
     chosen = _known(needs, keys)
-    for number, spec in enumerate((needs.models[key] for key in chosen), start=1):
-        needs.store.model(spec, description=f"model {number} of {len(chosen)}: {spec.tasks}")
+    studies.train_models(needs.store, [needs.models[key] for key in chosen])
     _touch(_mark(needs, "trained", chosen))
 
 

@@ -95,7 +95,7 @@ def _records(store: Store) -> tuple[dict[tuple, float], float, dict[tuple, int]]
     device = _device(machine.describe()["device"])
     sums: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
     images = {}
-    for path in sorted(store.path.glob("models/*/record.json")):
+    for path in sorted(store.path.glob("models/*/*/record.json")):
         record = json.loads(path.read_text())
         try:
             spec = ModelSpec.model_validate_json(json.dumps(record["spec"]))

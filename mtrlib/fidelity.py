@@ -240,13 +240,21 @@ def by_position(model: MultiTaskModel, tasks: str) -> MultiTaskModel:
     """
     if set(parse(tasks)) != set(model.tasks):
         raise ValueError(f"Parameter tasks should be the letters of {model.tasks!r} in some order. Found {tasks!r}.")
-    shapes = {letter: [p.shape for p in decoder.parameters()] for letter, decoder in model.decoders.items()}
     for stored, letter in zip(model.tasks, tasks, strict=True):
-        if shapes[stored] != shapes[letter]:
+        if _shapes(model, stored) != _shapes(model, letter):
             raise ValueError(f"The head of {stored} does not have the shape of one for {letter}.")
     loaded = MultiTaskModel(model.encoder, dict(zip(tasks, model.decoders.values(), strict=True)), model.definitions)
     loaded.mean, loaded.deviation = model.mean, model.deviation
     return loaded.train(model.training)
+
+
+def fit_by_position(model: MultiTaskModel, tasks: str) -> bool:
+    """Whether `by_position` loads the model, trained or not."""
+    return all(_shapes(model, stored) == _shapes(model, task) for stored, task in zip(model.tasks, tasks, strict=True))
+
+
+def _shapes(model: MultiTaskModel, task: str) -> list[torch.Size]:
+    return [parameter.shape for parameter in model.decoders[task].parameters()]
 
 
 @torch.no_grad()

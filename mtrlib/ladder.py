@@ -7,14 +7,12 @@ them away in the same order, so that every change is seen among definitions and 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
-from mtrlib import fidelity, metrics, sealed, tables
+from mtrlib import fidelity, metrics, tables, training
 from mtrlib.fidelity import CHANGES
 from mtrlib.parameters import Fidelity
 from mtrlib.progress import bar
@@ -31,6 +29,7 @@ TABLES = {
     ("uniform", "l2"): "l2, 8/255",
 }
 _L2 = {"l2": {"norm": "l2"}}
+_CODE = ("attacks", "fidelity")  # that decides a run, beside what decides its model
 _BUDGET = 4.0  # of PGD with "eps 4", in 255ths
 
 
@@ -97,7 +96,7 @@ def run(store: Store, p: Fidelity) -> pd.DataFrame:
     setting, attacked, main, auxiliary, value, low, high, replicates.
     """
     wanted = {(c.evaluation, _of_the_run(c, rung)) for rung in steps().values() for c in cells(p, rung)}
-    missing = [(e, changes) for e, changes in sorted(wanted, key=str) if not _file(store, e, changes).exists()]
+    missing = [(e, changes) for e, changes in sorted(wanted, key=str) if not store.has_table(*_run(e, changes), _CODE)]
     if missing:
         with bar(sum(e.attack.images * e.attack.steps for e, _ in missing), "attacks", "image-step") as progress:
             for e, changes in missing:
@@ -113,17 +112,17 @@ def run(store: Store, p: Fidelity) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def measured(store: Store, evaluation: Evaluation, changes: frozenset[str]) -> pd.DataFrame:
-    """`fidelity.errors` of a model of the store, kept in its folder `fidelity` by content."""
+def measured(store: Store, evaluation: Evaluation, changes: frozenset[str], heads: str | None = None) -> pd.DataFrame:
+    """`fidelity.errors` of a model of the store, kept there in the folder `fidelity`; `heads` are the tasks that its
+    heads serve where they are loaded by position."""
     spec, attack = evaluation.model, evaluation.attack
 
     def make() -> pd.DataFrame:
         model, data = store.model(spec, evaluation.epoch), store.data(spec, "test", attack.images)
+        model = model if heads is None else fidelity.by_position(model, heads)
         return fidelity.errors(model, data, attack, changes, precision=spec.precision, device=store.device)
 
-    about = {"evaluation": evaluation.model_dump(mode="json"), "changes": sorted(changes), "batch": fidelity.BATCH}
-    file = _file(store, evaluation, changes)
-    return sealed.table(file, about, make, made_from=lambda: store.checkpoints(evaluation))
+    return store.table(*_run(evaluation, changes, heads), make, _CODE)
 
 
 def vulnerabilities(store: Store, p: Fidelity, changes: frozenset[str]) -> pd.DataFrame:
@@ -159,17 +158,13 @@ def swapped(store: Store, p: Fidelity) -> pd.DataFrame:
     rows = []
     for pair in p.swapped:
         spec = p.model(canonical(pair))
-        model, data = store.model(spec), store.data(spec, "test", p.test_images)
-        try:
-            other = fidelity.by_position(model, spec.tasks[::-1])
-        except ValueError:
-            other = None
+        loads = fidelity.fit_by_position(training.build(spec, spec.data.tasks), spec.tasks[::-1])
         for task in spec.tasks:
-            row = {"pair": spec.tasks, "task": task, "loads": "fails" if other is None else "with swapped heads"}
-            for end, network in (("", model), ("_swapped", other)):
-                if network is not None:
-                    options = {"precision": spec.precision, "device": store.device}
-                    found = _read(fidelity.errors(network, data, p.attack(task), **options), task, frozenset())
+            evaluation = Evaluation(model=spec, attack=p.attack(task), epoch=spec.epochs)
+            row = {"pair": spec.tasks, "task": task, "loads": "with swapped heads" if loads else "fails"}
+            for end, heads in {"": None, "_swapped": spec.tasks[::-1]}.items():
+                if heads is None or loads:
+                    found = _read(measured(store, evaluation, frozenset(), heads), task, frozenset())
                     clean, adversarial = found["clean"].error, found["adversarial"].error
                     row[f"clean_error{end}"] = clean.mean()
                     row[f"vulnerability{end}"] = metrics.relative_task_vulnerability(clean, adversarial)
@@ -212,12 +207,10 @@ def _of_the_run(c: Cell, changes: frozenset[str]) -> frozenset[str]:
     return frozenset(name for name, does in matter.items() if does and name in changes)
 
 
-def _file(store: Store, evaluation: Evaluation, changes: frozenset[str]):
-    content = [evaluation.key, sorted(changes), fidelity.BATCH]
-    if evaluation.model.data.name != "rooms":
-        content.append(2)  # since losses are those of the model's own tasks, and over all pixels with "class weights"
-    content = json.dumps(content)
-    return store.path / "fidelity" / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.parquet"
+def _run(evaluation: Evaluation, changes: frozenset[str], heads: str | None = None) -> tuple[str, dict, list]:
+    """What names a run in the store."""
+    about = {"evaluation": evaluation.model_dump(mode="json"), "changes": sorted(changes), "batch": fidelity.BATCH}
+    return "fidelity", {**about, "heads": heads}, [(evaluation.model, evaluation.epoch)]
 
 
 def _read(rows: pd.DataFrame, main: str, changes: frozenset[str]) -> dict[str, pd.DataFrame]:

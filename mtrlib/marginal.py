@@ -128,15 +128,20 @@ def orders(table: pd.DataFrame) -> pd.DataFrame:
 def gradients(store: Store, spec: ModelSpec, sets: list[str], images: int, batch: int = 32) -> theory.Gradients:
     """Statistics of the input gradients of a model's tasks at the first test images, in float32, and of their sums over
     each of `sets`."""
-    model, data = store.model(spec), store.data(spec, "test", images)
     combinations = np.array([[float(letter in tasks) for letter in spec.tasks] for tasks in sets])
 
-    def batches():
-        for start in range(0, len(data), batch):
-            points, targets, masks = data.batch(slice(start, start + batch), store.device)
-            yield attacks.task_losses(model, targets, masks, spec.tasks), points
+    def measure() -> pd.DataFrame:
+        model, data = store.model(spec), store.data(spec, "test", images)
 
-    return theory.statistics(batches(), combinations)
+        def batches():
+            for start in range(0, len(data), batch):
+                points, targets, masks = data.batch(slice(start, start + batch), store.device)
+                yield attacks.task_losses(model, targets, masks, spec.tasks), points
+
+        return theory.to_table(theory.statistics(batches(), combinations))
+
+    about = {"sets": sets, "images": images, "batch": batch}
+    return theory.from_table(store.table("gradients", about, [(spec, spec.epochs)], measure))
 
 
 def assumptions(found: theory.Gradients, tasks: str) -> pd.DataFrame:
@@ -287,16 +292,21 @@ def expansion(store: Store, spec: ModelSpec, errors: pd.DataFrame, images: int) 
     One row a norm and budget: norm, eps_255 (of linf), measured (mean rise of the loss), first_order, second_order (the
     sum of both terms), and the two over the measured one.
     """
-    data, model = store.data(spec, "test", images), store.model(spec)
-    points, targets, masks = data.batch(slice(None), store.device)
-    losses = attacks.task_losses(model, targets, masks, spec.tasks)
-    rows = []
     own = errors[(errors.model_id == spec.key) & (errors.attacked_tasks == spec.tasks) & (errors.panel != "chains")]
-    for (norm, setting), group in own.groupby(["panel", "setting"], sort=False):
-        group = group.head(images)
-        first, second = theory.second_order(losses, points, group.eps_255.iloc[0] / 255, norm)
+    groups = {budget: group.head(images) for budget, group in own.groupby(["panel", "setting"], sort=False)}
+    budgets = [(norm, float(group.eps_255.iloc[0])) for (norm, _), group in groups.items()]
+
+    def measure() -> pd.DataFrame:
+        points, targets, masks = store.data(spec, "test", images).batch(slice(None), store.device)
+        losses = attacks.task_losses(store.model(spec), targets, masks, spec.tasks)
+        terms = [theory.second_order(losses, points, eps / 255, norm) for norm, eps in budgets]
+        means = [(first.mean().item(), (first + second).mean().item()) for first, second in terms]
+        return pd.DataFrame(means, columns=["first_order", "second_order"])
+
+    terms = store.table("expansion", {"budgets": budgets, "images": images}, [(spec, spec.epochs)], measure)
+    rows = []
+    for ((norm, setting), group), (one, two) in zip(groups.items(), terms.to_numpy().tolist(), strict=True):
         measured = (group.adversarial_attacked_loss - group.clean_attacked_loss).mean()
-        one, two = first.mean().item(), (first + second).mean().item()
         about = {"norm": norm, "eps_255": setting, "measured": measured, "first_order": one, "second_order": two}
         rows.append({**about, "first over measured": one / measured, "second over measured": two / measured})
     return pd.DataFrame(rows)

@@ -87,17 +87,21 @@ def models(p: RQ3) -> list[ModelSpec]:
 def zero_gradients(store: Store, specs: list[ModelSpec], images: int) -> pd.DataFrame:
     """Share of the first test images at which the gradient of the joint loss is zero in every value; of all other
     images, the mean share of values at which it is."""
-    rows = []
-    for spec in specs:
-        losses, batch = _losses(store, spec, AttackSpec(tasks=spec.tasks, images=images))
-        point = batch.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(losses(point).sum(), point)
-        zero = (gradient == 0).flatten(1).float().mean(dim=1)
-        none = zero == 1
-        values = zero[~none].mean().item() if (~none).any() else float("nan")
-        row = {"images without a gradient": none.float().mean().item(), "values without, in the others": values}
-        rows.append({"weights": spec.weights, "tasks": spec.tasks, **row, "images": len(batch)})
-    return pd.DataFrame(rows)
+
+    def measure() -> pd.DataFrame:
+        rows = []
+        for spec in specs:
+            losses, batch = _losses(store, spec, AttackSpec(tasks=spec.tasks, images=images))
+            point = batch.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(losses(point).sum(), point)
+            zero = (gradient == 0).flatten(1).float().mean(dim=1)
+            none = zero == 1
+            values = zero[~none].mean().item() if (~none).any() else float("nan")
+            row = {"images without a gradient": none.float().mean().item(), "values without, in the others": values}
+            rows.append({"weights": spec.weights, "tasks": spec.tasks, **row, "images": len(batch)})
+        return pd.DataFrame(rows)
+
+    return store.table("zero gradients", {"images": images}, [(spec, spec.epochs) for spec in specs], measure)
 
 
 def curves(store: Store, specs: list[ModelSpec], wanted: list[AttackSpec]) -> pd.DataFrame:
@@ -113,20 +117,25 @@ def curves(store: Store, specs: list[ModelSpec], wanted: list[AttackSpec]) -> pd
     One row a model, attack and step: weights, tasks, attack, step (0: the start), loss (of the points), best (of the
     best points so far).
     """
-    rows = []
-    for spec in specs:
-        for attack in [attack.model_copy(update={"tasks": spec.tasks}) for attack in wanted]:
-            losses, images = _losses(store, spec, attack)
-            losses, history = attacks.recorded(losses)
-            run = attacks.NAMED[attack.name]
-            budget = {"eps": attack.eps_255 / 255, "step_size": attack.step_size_255 / 255, "steps": attack.steps}
-            run(losses, images, norm=attack.norm, generator=torch.Generator().manual_seed(attack.seed), **budget)
-            joint = torch.stack([row.sum(dim=0) for row in history]).cpu()
-            best = joint.cummax(dim=0).values
-            for step in range(len(joint)):
-                about = {"weights": spec.weights, "tasks": spec.tasks, "attack": attack.name, "step": step}
-                rows.append({**about, "loss": joint[step].mean().item(), "best": best[step].mean().item()})
-    return pd.DataFrame(rows)
+
+    def measure() -> pd.DataFrame:
+        rows = []
+        for spec in specs:
+            for attack in [attack.model_copy(update={"tasks": spec.tasks}) for attack in wanted]:
+                losses, images = _losses(store, spec, attack)
+                losses, history = attacks.recorded(losses)
+                run = attacks.NAMED[attack.name]
+                budget = {"eps": attack.eps_255 / 255, "step_size": attack.step_size_255 / 255, "steps": attack.steps}
+                run(losses, images, norm=attack.norm, generator=torch.Generator().manual_seed(attack.seed), **budget)
+                joint = torch.stack([row.sum(dim=0) for row in history]).cpu()
+                best = joint.cummax(dim=0).values
+                for step in range(len(joint)):
+                    about = {"weights": spec.weights, "tasks": spec.tasks, "attack": attack.name, "step": step}
+                    rows.append({**about, "loss": joint[step].mean().item(), "best": best[step].mean().item()})
+        return pd.DataFrame(rows)
+
+    about = {"attacks": [attack.model_dump(mode="json") for attack in wanted]}
+    return store.table("climbing", about, [(spec, spec.epochs) for spec in specs], measure)
 
 
 def _losses(store: Store, spec: ModelSpec, attack: AttackSpec) -> tuple[attacks.Losses, torch.Tensor]:

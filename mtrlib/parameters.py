@@ -33,7 +33,8 @@ class Parameters(BaseModel):
     """Parameters that all notebooks share: data, model, training, and where results go.
 
     `pretrained` lets the encoders that timm has weights for begin from them; others begin from random ones. `store`
-    holds trained models and errors, `output` the notebook's tables; relative paths start at the repository.
+    holds trained models and errors, `released` is a file of released errors that are found in place of them, or "",
+    `output` holds the notebook's tables; relative paths start at the repository.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -59,6 +60,7 @@ class Parameters(BaseModel):
     step_size_255: Positive
     steps: Count
     store: str
+    released: str
     output: str
 
     @model_validator(mode="after")

@@ -105,19 +105,14 @@ def table(
     """
 
     def found() -> pd.DataFrame:
-        content = io.BytesIO(read(path))
-        try:
-            stored = pq.read_table(content)
-            said = json.loads(stored.schema.metadata[b"mtrlib"])
-            of, once = said["about"], dict(said.get("made_from", {}))
-        except (pa.ArrowException, ValueError, LookupError, TypeError) as error:
-            raise Damaged(path, "it is no table of a store") from error
-        if of != about:
+        rows, said = stored(path)
+        if said["about"] != about:
             raise Damaged(path, "it is of something else")
+        once = said["made_from"]
         changed = [name for name, digest in made_from().items() if once.get(name, digest) != digest]
         if changed:
             raise Damaged(path, f"{changed[0]} is not what it was made from")
-        return stored.to_pandas()
+        return rows
 
     if path.exists():
         try:
@@ -137,6 +132,17 @@ def table(
         pq.write_table(content, buffer)
         seal(path, buffer.getvalue())
         return found()
+
+
+def stored(path: Path) -> tuple[pd.DataFrame, dict]:
+    """What `table` wrote: the table, and about, made_from and written_by. Raises `Damaged`."""
+    content = io.BytesIO(read(path))
+    try:
+        found = pq.read_table(content)
+        said = json.loads(found.schema.metadata[b"mtrlib"])
+        return found.to_pandas(), {**said, "about": said["about"], "made_from": dict(said.get("made_from", {}))}
+    except (pa.ArrowException, ValueError, LookupError, TypeError) as error:
+        raise Damaged(path, "it is no table of a store") from error
 
 
 @contextmanager

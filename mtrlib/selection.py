@@ -8,7 +8,7 @@ that alone, so correlations are given pooled and within main tasks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtrlib import attacks, metrics, models, theory
-from mtrlib.specs import ModelSpec
+from mtrlib.specs import AttackSpec, ModelSpec
 from mtrlib.store import Store
 from mtrlib.studies import Cell
 from mtrlib.tasks import Task
@@ -65,18 +65,25 @@ def first_order(store: Store, cells: list[Cell], *, images: int, replicates: int
     store, cells : where the models are; of `studies.rq4`, of one panel, attacked "single".
     images : the first test images, at which gradients are taken.
     """
-    found: dict[tuple[str, str], list[np.ndarray]] = {}
-    for cell in cells:
-        model, attack = store.model(cell.evaluation.model), cell.evaluation.attack
-        data, parts = store.data(cell.evaluation.model, "test", images), []
+
+    def measure(spec: ModelSpec, main: str, attack: AttackSpec) -> pd.DataFrame:
+        model, data, parts = store.model(spec), store.data(spec, "test", images), []
         for start in range(0, len(data), 64):
             points, targets, masks = data.batch(slice(start, start + 64), store.device)
-            losses = attacks.task_losses(model, targets, masks, cell.main)
+            losses = attacks.task_losses(model, targets, masks, main)
             with torch.no_grad():
                 clean = losses(points)[0]
             slope = theory.dual(theory.gradients(losses, points)[0].flatten(1), attack.norm)
             parts.append(attack.eps_255 / 255 * slope / clean)
-        found.setdefault((cell.main, cell.auxiliary), []).append(torch.cat(parts).cpu().numpy())
+        return pd.DataFrame({"relative": torch.cat(parts).cpu().numpy()})
+
+    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    for cell in cells:
+        spec, attack = cell.evaluation.model, cell.evaluation.attack
+        about = {"main": cell.main, "norm": attack.norm, "eps_255": attack.eps_255, "images": images}
+        make = partial(measure, spec, cell.main, attack)
+        relative = store.table("first order", about, [(spec, spec.epochs)], make).relative
+        found.setdefault((cell.main, cell.auxiliary), []).append(relative.to_numpy())
     rows = []
     for cell, values in found.items():
         value, drawn = metrics.mean_of(np.stack(values), replicates=replicates)

@@ -18,14 +18,20 @@ from mtrlib.data import NAMES
 from mtrlib.tasks import Task, parse
 from mtrlib.weights import WEIGHTS, task_weights
 
-# Part of every key. To be raised whenever a change to data, models, training or attacks changes what a specification
-# gives, so that a store from before the change is not taken for one from after it.
+# Part of every key. To be raised when a field of a specification comes to mean something else; what the code makes of a
+# specification is watched by the store, which keeps the results of each code apart (`sources`).
 VERSION = 4
 
 Tasks = Annotated[str, AfterValidator(parse)]
 Norm = Literal["linf", "l2"]
 Precision = Literal["float32", "bfloat16"]
 Optimizer = Literal["adamw", "sgd"]
+
+
+def key_of(content: dict[str, Any]) -> str:
+    """16 hexadecimal digits that name a content, as JSON knows it."""
+    text = json.dumps({"version": VERSION, **content}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Spec(BaseModel):
@@ -36,8 +42,7 @@ class Spec(BaseModel):
     @property
     def key(self) -> str:
         """16 hexadecimal digits that name the content."""
-        content = json.dumps({"version": VERSION, **self.model_dump(mode="json")}, sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return key_of(self.model_dump(mode="json"))
 
 
 class DataSpec(Spec):

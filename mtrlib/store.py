@@ -1,8 +1,14 @@
-"""Trained models and per-image errors on disk, by the content of their specification: nothing is computed twice.
+"""Trained models and what was measured of them on disk, by the content of their specification: nothing is computed
+twice.
 
-    <path>/format           what wrote the store; another format is refused
-    <path>/models/<key>/    spec.json, epoch_<e>.safetensors, record.json (written last: with it the model is complete)
-    <path>/errors/<key>.parquet
+    <path>/format                       what wrote the store; another format is refused
+    <path>/models/<code>/<key>/         spec.json, epoch_<e>.safetensors, record.json (written last: with it the model
+                                        is complete)
+    <path>/errors/<code>/<key>.parquet  errors of each image; tables of other kinds in folders named after them
+
+<code> is the digest of the sources that decide the result (`sources`): what other code computed stays where it is, and
+is not taken for what this code gives. Errors that were released (`released`) are the other way round a record of the
+code that made them: a store that is given their file finds them there, before it computes anything.
 
 Files appear whole or not at all. Each is checked by its sha256 when it is read (that of a checkpoint lies in
 record.json, those of others beside them): what is damaged, or of another key, is set aside and computed again. So are
@@ -14,22 +20,24 @@ dies.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
 from safetensors.torch import load as load_tensors
 
-from mtrlib import evaluation, machine, sealed, training
+from mtrlib import evaluation, machine, sealed, sources, training
 from mtrlib.data import Dataset, digest, load
 from mtrlib.models import MultiTaskModel
-from mtrlib.specs import AttackSpec, DataSpec, Evaluation, ModelSpec
+from mtrlib.released import Released
+from mtrlib.specs import AttackSpec, DataSpec, Evaluation, ModelSpec, key_of
 
-FORMAT = "mtrlib store 2\n"  # of the files, not of what is in them: that is part of the keys
+_CODE = ("attacks",)  # that decides errors, beside what decides the models
+FORMAT = "mtrlib store 3\n"  # of the files, not of what is in them: that is part of the keys
 T = TypeVar("T")
 
 
@@ -40,28 +48,45 @@ class Store:
     ----------
     path : the folder; made when first written to. A relative path starts at the repository.
     device : to train and attack on; by default the first CUDA device, else the CPU.
+    released : a file of released errors, where there is one. What is in it is not computed, whatever code made it;
+        a model is trained only when its outputs are asked for. A relative path starts at the repository.
+    precision : "auto" takes released errors of any precision of convolutions, others those of that precision.
 
     Raises
     ------
-    ValueError : for a folder in which another version has written its results.
+    ValueError : for a folder in which another version has written its results, and for a file of released errors that
+        is missing or damaged.
     """
 
-    def __init__(self, path: str | Path, device: torch.device | str | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        device: torch.device | str | None = None,
+        released: str | Path = "",
+        precision: str = "float32",
+    ):
         self.path = machine.root() / path
         _check_format(self.path)
+        self.released = Released(machine.root() / released if released else None, any_precision=precision == "auto")
         self.device = torch.device(device) if device is not None else machine.device()
         self._load_data = lru_cache(maxsize=2)(self._load_data)
         self._load_model = lru_cache(maxsize=3)(self._load_model)
 
     def has_model(self, spec: ModelSpec) -> bool:
         """Whether the model is trained."""
-        return (self._folder(spec) / "record.json").exists()
+        return (self.folder(spec) / "record.json").exists()
+
+    def has_record(self, spec: ModelSpec) -> bool:
+        """Whether the model is trained, here or by whom the errors were released."""
+        return self.has_model(spec) or self.released.record(spec) is not None
 
     def has_errors(
         self, spec: ModelSpec, attack: AttackSpec, epoch: int | None = None, source: ModelSpec | None = None
     ) -> bool:
-        """Whether the attack was run."""
-        return self._errors_file(_evaluation(spec, attack, epoch, source)).exists()
+        """Whether the attack was run, here or by whom the errors were released."""
+        wanted = _evaluation(spec, attack, epoch, source)
+        about = wanted.model_dump(mode="json")
+        return self.released.has("errors", about) or self._file("errors", about, _attacked(wanted), _CODE).exists()
 
     def model(self, spec: ModelSpec, epoch: int | None = None, description: str = "") -> MultiTaskModel:
         """The trained model, in evaluation mode, frozen, on the device of the store; trained now where it is missing.
@@ -82,7 +107,10 @@ class Store:
         return self._load_data(spec.data, spec.tasks, split, limit)
 
     def record(self, spec: ModelSpec) -> dict:
-        """What is known of a trained model: its specification, history by epoch, seconds, and what wrote it."""
+        """What is known of a trained model: its specification, history by epoch, seconds, number of images, what wrote
+        it and by which code."""
+        if (released := self.released.record(spec)) is not None:
+            return released
         if not self.has_model(spec):
             raise ValueError(f"The store {self.path} should have the model {spec.key} of {spec.tasks!r}. It has not.")
         return self._whole(spec, lambda: self._record(spec))
@@ -120,11 +148,7 @@ class Store:
                 source=None if source is None else self.model(source),
             )
 
-        path = self._errors_file(wanted)
-        if not path.exists():
-            self._mark_format()
-        about, written_by = wanted.model_dump(mode="json"), _written_by(self.device)
-        measured = sealed.table(path, about, measure, written_by, lambda: self.checkpoints(wanted))
+        measured = self._table("errors", wanted.model_dump(mode="json"), _attacked(wanted), measure, _CODE)
         columns = {
             "model_id": spec.key,
             "trained_tasks": spec.tasks,
@@ -137,13 +161,56 @@ class Store:
         }
         return pd.concat([pd.DataFrame(columns, index=measured.index), measured], axis=1)
 
-    def checkpoints(self, wanted: Evaluation) -> dict[str, str]:
-        """The sha256 of the checkpoints of an evaluation, by "models/<key> epoch <e>", as far as they are here."""
+    def table(
+        self,
+        kind: str,
+        about: dict[str, Any],
+        of: Iterable[tuple[ModelSpec, int]],
+        make: Callable[[], pd.DataFrame],
+        code: tuple[str, ...] = ("attacks", "theory"),
+    ) -> pd.DataFrame:
+        """What was measured of models beside errors, kept as errors are; measured now where it is missing.
+
+        Parameters
+        ----------
+        kind : the name of the folder that it lies in.
+        about : all that decides the table beside the code and the models, as JSON knows it.
+        of : the models that it is of, and their epochs.
+        make : measures it.
+        code : the parts of `sources.PARTS` that decide it, beside those of its models.
+        """
+        return self._table(kind, _about_models(about, of), of, make, code)
+
+    def has_table(self, kind: str, about: dict, of: list, code: tuple[str, ...] = ("attacks", "theory")) -> bool:
+        """Whether `table` has it, here or by whom the errors were released."""
+        about = _about_models(about, of)
+        return self.released.has(kind, about) or self._file(kind, about, of, code).exists()
+
+    def others(self) -> Iterator[tuple[str, dict, pd.DataFrame, dict[str, str]]]:
+        """Every table beside the errors that this code measured: its kind, what it is of, the table, the code."""
+        for path in sorted(self.path.glob("*/*/*.parquet")):
+            kind = path.parent.parent.name
+            if kind != "errors":
+                rows, said = sealed.stored(path)
+                if (code := said["written_by"]["code"]) == sources.digests(code):
+                    yield kind, said["about"], rows, code
+
+    def _table(self, kind: str, about: dict, of: list, make, code: tuple[str, ...]) -> pd.DataFrame:
+        if (released := self.released.table(kind, about)) is not None:
+            return released
+        path = self._file(kind, about, of, code)
+        if not path.exists():
+            self._mark_format()
+        written_by = {**_written_by(self.device), "code": sources.digests(_parts(of, code))}
+        return sealed.table(path, about, make, written_by, lambda: self._checkpoints(of))
+
+    def _file(self, kind: str, about: dict, of: list, code: tuple[str, ...]) -> Path:
+        return self.path / kind / sources.together(_parts(of, code)) / f"{key_of(about)}.parquet"
+
+    def _checkpoints(self, of: Iterable[tuple[ModelSpec, int]]) -> dict[str, str]:
+        """The sha256 of checkpoints, by "models/<key> epoch <e>", as far as they are here."""
         found = {}
-        attacked = [(wanted.model, wanted.epoch)]
-        if wanted.source is not None:
-            attacked.append((wanted.source, wanted.source.epochs))
-        for spec, epoch in attacked:
+        for spec, epoch in of:
             if self.has_model(spec):
                 with suppress(sealed.Damaged):
                     written = {row["epoch"]: row.get("sha256") for row in self._record(spec)["history"]}
@@ -152,7 +219,7 @@ class Store:
 
     def _whole(self, spec: ModelSpec, read: Callable[[], T], description: str = "") -> T:
         """What `read` reads of a model; trained first where it is missing, and again where it is damaged."""
-        folder = self._folder(spec)
+        folder = self.folder(spec)
         if self.has_model(spec):
             try:
                 return read()
@@ -168,7 +235,7 @@ class Store:
         return read()
 
     def _train(self, spec: ModelSpec, description: str) -> None:
-        folder = self._folder(spec)
+        folder = self.folder(spec)
         self._mark_format()
         with sealed.locked(folder / "lock"):
             if self.has_model(spec):
@@ -182,6 +249,7 @@ class Store:
                 "images": len(data),
                 "history": history,
                 "written_by": _written_by(self.device),
+                "code": sources.digests(sources.of_model(spec.data.name)),
             }
             sealed.seal(folder / "record.json", json.dumps(record, indent=1).encode())
             resume = folder / "resume.safetensors"
@@ -189,7 +257,7 @@ class Store:
                 path.unlink(missing_ok=True)
 
     def _record(self, spec: ModelSpec) -> dict:
-        path = self._folder(spec) / "record.json"
+        path = self.folder(spec) / "record.json"
         record = json.loads(sealed.read(path))
         if not isinstance(record, dict) or record.get("spec") != spec.model_dump(mode="json"):
             raise sealed.Damaged(path, "it is of another model")
@@ -197,7 +265,7 @@ class Store:
 
     def _load_model(self, spec: ModelSpec, epoch: int) -> MultiTaskModel:
         written = {row["epoch"]: row.get("sha256") for row in self._record(spec)["history"]}
-        content = sealed.read(training.checkpoint(self._folder(spec), epoch), written[epoch])
+        content = sealed.read(training.checkpoint(self.folder(spec), epoch), written[epoch])
         model = training.build(spec, spec.data.tasks)
         model.load_state_dict(load_tensors(content))
         return model.to(self.device).eval().requires_grad_(False)
@@ -218,15 +286,28 @@ class Store:
             return data.to(self.device)
         return data
 
-    def _folder(self, spec: ModelSpec) -> Path:
-        return self.path / "models" / spec.key
-
-    def _errors_file(self, wanted: Evaluation) -> Path:
-        return self.path / "errors" / f"{wanted.key}.parquet"
+    def folder(self, spec: ModelSpec) -> Path:
+        """Where a model of this code is kept."""
+        return self.path / "models" / sources.together(sources.of_model(spec.data.name)) / spec.key
 
 
 def _evaluation(spec: ModelSpec, attack: AttackSpec, epoch: int | None, source: ModelSpec | None) -> Evaluation:
     return Evaluation(model=spec, attack=attack, epoch=spec.epochs if epoch is None else epoch, source=source)
+
+
+def _attacked(wanted: Evaluation) -> list[tuple[ModelSpec, int]]:
+    """The models of an evaluation, and their epochs."""
+    source = wanted.source
+    return [(wanted.model, wanted.epoch), *([] if source is None else [(source, source.epochs)])]
+
+
+def _about_models(about: dict, of: Iterable[tuple[ModelSpec, int]]) -> dict:
+    return {**about, "of": [[spec.model_dump(mode="json"), epoch] for spec, epoch in of]}
+
+
+def _parts(of: Iterable[tuple[ModelSpec, int]], code: Iterable[str]) -> tuple[str, ...]:
+    """The parts of the sources that decide what is measured of models."""
+    return tuple(dict.fromkeys([*(part for spec, _ in of for part in sources.of_model(spec.data.name)), *code]))
 
 
 def _written_by(device: torch.device) -> dict:

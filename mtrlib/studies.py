@@ -239,7 +239,7 @@ def evaluations(cells: Iterable[Cell]) -> list[Evaluation]:
 
 
 def plan(store: Store, cells: list[Cell]) -> pd.DataFrame:
-    """One row a model: what is trained, what is attacked, and what of it the store has already."""
+    """One row a model: what is trained, what is attacked, and what of it the store has already, or was released."""
     rows = []
     for spec in models(cells):
         wanted = [e for e in evaluations(cells) if e.model == spec]
@@ -252,7 +252,7 @@ def plan(store: Store, cells: list[Cell]) -> pd.DataFrame:
                 "epochs": spec.epochs,
                 "images": spec.images,
                 "attacks": len(wanted),
-                "trained already": store.has_model(spec),
+                "trained already": store.has_record(spec),
                 "attacked already": sum(store.has_errors(e.model, e.attack, e.epoch, e.source) for e in wanted),
             }
         )
@@ -260,12 +260,12 @@ def plan(store: Store, cells: list[Cell]) -> pd.DataFrame:
 
 
 def train(store: Store, cells: list[Cell]) -> pd.DataFrame:
-    """Train the models that the store lacks. Returns one row a model: tasks, encoder, weights, seed, the seconds it
-    took when it was trained, and the last training loss of each task."""
+    """Train the models that the store lacks and that were not released. Returns one row a model: tasks, encoder,
+    weights, seed, the seconds it took when it was trained, and the last training loss of each task."""
     rows = []
     wanted = models(cells)
-    for number, spec in enumerate(wanted, start=1):
-        store.model(spec, description=f"model {number} of {len(wanted)}: {spec.tasks}")
+    train_models(store, [spec for spec in wanted if not store.has_record(spec)])
+    for spec in wanted:
         record = store.record(spec)
         last = record["history"][-1]
         losses = {f"loss {letter}": last[letter] for letter in spec.tasks}
@@ -274,10 +274,18 @@ def train(store: Store, cells: list[Cell]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def train_models(store: Store, specs: Iterable[ModelSpec]) -> None:
+    """Train those of the models that the store lacks."""
+    missing = [spec for spec in dict.fromkeys(specs) if not store.has_model(spec)]
+    for number, spec in enumerate(missing, start=1):
+        store.model(spec, description=f"model {number} of {len(missing)}: {spec.tasks}")
+
+
 def attack(store: Store, wanted: list[Evaluation]) -> None:
-    """Run the attacks that the store lacks."""
+    """Run the attacks that the store lacks, and train the models for them that it lacks."""
     missing = [e for e in wanted if not store.has_errors(e.model, e.attack, e.epoch, e.source)]
     if missing:
+        train_models(store, [spec for e in missing for spec in (e.model, e.source) if spec is not None])
         with bar(sum(e.attack.images * e.attack.steps for e in missing), "attacks", "image-step") as progress:
             for e in missing:
                 advance = partial(_advance, progress, e.attack.steps)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -95,6 +96,30 @@ def statistics(batches: Iterable[tuple[Losses, Tensor]], combinations: np.ndarra
         cosines=(cosines / count).cpu().numpy(),
         variances=(squares / count - mean.square()).mean(dim=1).cpu().numpy(),
     )
+
+
+def to_table(found: Gradients) -> pd.DataFrame:
+    """Statistics as a table that can be kept: one row a number, with its array (`name`, of an attack norm "norms linf")
+    and its place, `row` and `column`."""
+    arrays = {f"{name} {norm}": values for name in ("norms", "joint") for norm, values in getattr(found, name).items()}
+    arrays |= {name: np.atleast_2d(getattr(found, name)) for name in ("moments", "covariances", "cosines", "variances")}
+    frames = []
+    for name, values in arrays.items():
+        row, column = np.indices(values.shape)
+        frames.append(
+            pd.DataFrame({"name": name, "row": row.ravel(), "column": column.ravel(), "value": values.ravel()})
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def from_table(table: pd.DataFrame) -> Gradients:
+    """What `to_table` made a table of."""
+    arrays = {
+        name: rows.pivot(index="row", columns="column", values="value").to_numpy()
+        for name, rows in table.groupby("name")
+    }
+    by_norm = {kind: {norm: arrays.pop(f"{kind} {norm}") for norm in NORMS} for kind in ("norms", "joint")}
+    return Gradients(**by_norm, **{**arrays, "variances": arrays["variances"][0]})
 
 
 def dual(values: Tensor, norm: str) -> Tensor:

@@ -56,8 +56,8 @@ DAMAGE = {
 @pytest.mark.parametrize("name", ["epoch_0001.safetensors", "epoch_0002.safetensors", "record.json"])
 def test_a_damaged_model_is_set_aside_and_trained_again(path, name, damage):
     expected = Store(path).model(SPEC, 1)(IMAGES)["d"]
-    file = path / "models" / SPEC.key / name
-    DAMAGE[damage](file, path / "models" / OTHER.key / name)
+    file = Store(path).folder(SPEC) / name
+    DAMAGE[damage](file, Store(path).folder(OTHER) / name)
     found = file.read_bytes()
     with pytest.warns(UserWarning, match=f"{file} is damaged .* It is now {name}.damaged-1") as caught:
         again = Store(path).model(SPEC, 2 if "2" in name else 1)(IMAGES)["d"]
@@ -73,7 +73,7 @@ def test_a_damaged_model_is_set_aside_and_trained_again(path, name, damage):
 
 def test_a_record_copied_with_its_checksum_is_of_another_model(path):
     for name in ("record.json", "record.json.sha256", "epoch_0002.safetensors"):
-        shutil.copy(path / "models" / OTHER.key / name, path / "models" / SPEC.key / name)
+        shutil.copy(Store(path).folder(OTHER) / name, Store(path).folder(SPEC) / name)
     with pytest.warns(UserWarning, match="record.json is damaged .it is of another model"):
         assert Store(path).record(SPEC)["spec"]["seed"] == 0
 
@@ -82,7 +82,7 @@ def test_a_record_copied_with_its_checksum_is_of_another_model(path):
 def test_damaged_errors_are_set_aside_and_measured_again(path, damage):
     store = Store(path)
     expected = store.errors(SPEC, ATTACK)
-    files = sorted((path / "errors").glob("*.parquet"))
+    files = sorted(path.glob("errors/*/*.parquet"))
     model_ids = [Store(path).errors(spec, ATTACK).model_id[0] for spec in (SPEC, OTHER)]
     assert len(files) == len(set(model_ids)) == 2
     file = store._errors_file(_evaluation(SPEC))
@@ -106,8 +106,8 @@ def test_errors_of_a_model_that_came_out_otherwise_are_measured_again(path, sour
     store = Store(path)
     before = store.errors(SPEC, ATTACK, source=source)
     changed, other = (SPEC, OTHER) if source is None else (OTHER, SPEC)
-    folder, record = path / "models" / changed.key, store.record(changed)
-    weights = (path / "models" / other.key / "epoch_0002.safetensors").read_bytes()
+    folder, record = store.folder(changed), store.record(changed)
+    weights = (store.folder(other) / "epoch_0002.safetensors").read_bytes()
     (folder / "epoch_0002.safetensors").write_bytes(weights)
     record["history"][1]["sha256"] = hashlib.sha256(weights).hexdigest()
     sealed.seal(folder / "record.json", json.dumps(record).encode())
@@ -282,7 +282,7 @@ def test_a_store_of_another_format_is_refused_with_what_to_do(path):
     with pytest.raises(ValueError, match="an older one.*Move that folder away or give another store"):
         Store(path)
     (path / "format").write_text("mtrlib store 9")
-    with pytest.raises(ValueError, match="should have the format 'mtrlib store 2'. Found 'mtrlib store 9'"):
+    with pytest.raises(ValueError, match="should have the format 'mtrlib store 3'. Found 'mtrlib store 9'"):
         Store(path)
     (path / "format").write_text(FORMAT)
     assert Store(path).has_model(SPEC)

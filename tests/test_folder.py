@@ -366,7 +366,7 @@ def test_from_files_to_errors_with_a_new_task(root, tmp_path):
     assert store.model(spec).definitions == data.tasks("folder", root)
     assert np.isfinite(errors[["clean_error", "adversarial_error", "clean_loss"]]).all(axis=None)
     assert 1 < errors.set_index("task").loc["v"].clean_error < 180, "degrees"
-    assert os.listdir(tmp_path / "store" / "models") == [spec.key]
+    assert [path.name for path in (tmp_path / "store" / "models").glob("*/*")] == [spec.key]
 
 
 def test_the_example_is_a_folder_like_any_other(tmp_path):

@@ -173,7 +173,9 @@ def test_killed_again_and_again_it_ends_with_the_same_tables(undisturbed, server
 
 def _stage(folder: Path) -> list[str]:
     """What a run was at when it was killed; nothing yet where it had hardly begun."""
-    trained, measured = (len(list(folder.glob(pattern))) for pattern in ("store/*/*/record.json", "store/*/*.parquet"))
+    trained, measured = (
+        len(list(folder.glob(pattern))) for pattern in ("store/*/*/*/record.json", "store/*/*/*.parquet")
+    )
     if not (folder / "store" / "format").exists():
         return ["decoding"] if (folder / "cache").exists() else []
     return ["attack" if measured < len(ATTACKS) * trained else "training"]
@@ -210,7 +212,7 @@ def test_a_lock_of_a_killed_process_is_free(tmp_path):
 
 def test_what_a_killed_process_was_writing_does_not_stay(tmp_path):
     store, spec = Store(tmp_path, device="cpu"), MODELS[0]
-    folder = tmp_path / "models" / spec.key
+    folder = store.folder(spec)
     folder.mkdir(parents=True)
     for path in (tmp_path / "format", folder / "spec.json", folder / "resume.safetensors", folder / "record.json"):
         sealed.partial(path).write_bytes(b"half")

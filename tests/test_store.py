@@ -40,7 +40,7 @@ def test_a_model_is_trained_once(tiny, tmp_path, monkeypatch):
     images = torch.rand(2, 3, 16, 16)
     for letter in "sd":
         assert torch.equal(trained(images)[letter], loaded(images)[letter])
-    assert not (tmp_path / "models" / tiny.key / "resume.safetensors").exists()
+    assert not (store.folder(tiny) / "resume.safetensors").exists()
 
 
 def test_the_record_says_what_wrote_it(tiny, tmp_path):
