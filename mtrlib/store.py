@@ -302,7 +302,8 @@ def _attacked(wanted: Evaluation) -> list[tuple[ModelSpec, int]]:
 
 
 def _about_models(about: dict, of: Iterable[tuple[ModelSpec, int]]) -> dict:
-    return {**about, "of": [[spec.model_dump(mode="json"), epoch] for spec, epoch in of]}
+    """Both together, as JSON reads them back."""
+    return json.loads(json.dumps({**about, "of": [[spec.model_dump(mode="json"), epoch] for spec, epoch in of]}))
 
 
 def _parts(of: Iterable[tuple[ModelSpec, int]], code: Iterable[str]) -> tuple[str, ...]:

@@ -294,7 +294,7 @@ def test_zero_gradients_are_counted(tiny, tmp_path):
     model = store.model(tiny)
     for decoder in model.decoders.values():
         torch.nn.init.zeros_(decoder[-1].weight)
-    flat = masking.zero_gradients(store, [tiny], 4)
+    flat = masking.zero_gradients(store, [tiny], 3)
     assert flat["images without a gradient"][0] == 1
 
 
