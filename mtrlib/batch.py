@@ -35,7 +35,7 @@ NOTEBOOKS: dict[str, tuple[type[Parameters], Callable[[Any], list[studies.Cell]]
     "rq2_marginal_vulnerability": (RQ2, studies.rq2),
     "rq3_task_weights": (RQ3, studies.rq3),
     "rq4_task_selection": (RQ4, studies.rq4),
-    "fidelity": (Fidelity, ladder.cells),
+    "fidelity": (Fidelity, ladder.trained),
     "new_dataset": (NewDataset, studies.new_dataset),
 }
 

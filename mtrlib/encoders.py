@@ -3,8 +3,8 @@ for 64-pixel images, and any of the library timm that gives feature maps.
 
 A `*_small` encoder is the network of its name with half the channels, a 3 x 3 stem of stride 2 without max-pooling and
 output stride 8, so that a 64-pixel image keeps the 8 x 8 latent that a 256-pixel image has in the paper. A `*_tiny`
-encoder is the `*_small` one with a quarter of its channels, and so are its decoders: a fourteenth of the operations, for
-runs that are to be short on any machine.
+encoder is the `*_small` one with a quarter of its channels, and so are its decoders: a fourteenth of the operations,
+for runs that are to be short on any machine.
 """
 
 from __future__ import annotations

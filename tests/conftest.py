@@ -1,8 +1,12 @@
-"""Shared by the tests: a data set that is made in no time, and small specifications."""
+"""Shared by the tests: a data set that is made in no time, small specifications, and notebooks run without a kernel."""
 
+import json
+
+import matplotlib
 import pytest
 import torch
 
+from mtrlib import machine
 from mtrlib.data import rooms
 from mtrlib.data.scenes import CENTRE, CLASS, HALF, PAINTED, TURN
 from mtrlib.specs import DataSpec, ModelSpec
@@ -27,6 +31,26 @@ def scenes():
 def view(scenes):
     """Those rooms rendered at 64 pixels."""
     return rooms.render(scenes, 64)
+
+
+@pytest.fixture(scope="session")
+def run_cells():
+    """A function of a notebook's name and its parameters that runs its code cells in this process, which spares the
+    start of a kernel and the pictures; it returns what they leave."""
+
+    def run(name: str, values: dict) -> dict:
+        cells = json.loads((machine.root() / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        namespace = {"display": lambda *shown: [each._repr_html_() for each in shown if hasattr(each, "_repr_html_")]}
+        with matplotlib.rc_context({"backend": "agg"}):
+            for number, source in enumerate(sources):
+                exec(compile(source, f"{name}, code cell {number}", "exec"), namespace)
+                if number == 0:
+                    namespace |= values
+            matplotlib.pyplot.close("all")
+        return namespace
+
+    return run
 
 
 @pytest.fixture

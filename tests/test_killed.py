@@ -30,7 +30,13 @@ ATTACKS = [AttackSpec(tasks="s", steps=steps, images=24) for steps in (4, 6)]
 NOTEBOOK = "new_dataset"  # it writes its data set first
 TINY = {"size": 16, "train_images": 16, "test_images": 6, "panel_images": 4, "epochs": 2, "batch_size": 8, "steps": 2}
 TINY |= {"tasks": "sd", "shown": 1, "replicates": 1000}
-STAGES = ("example/*/*", "cache/*/*", "store/models/*/*/*", "store/errors/*/*", "out/*")  # what it writes, in this order
+STAGES = (
+    "example/*/*",
+    "cache/*/*",
+    "store/models/*/*/*",
+    "store/errors/*/*",
+    "out/*",
+)  # what it writes, in this order
 # Forks, for each line of its input, a process that trains and attacks everything and decodes a folder, in little steps:
 # what the imports take is spent once.
 SERVER = """

@@ -164,7 +164,8 @@ def test_heads_of_every_encoder_are_named_by_task():
 
 
 @pytest.mark.parametrize(
-    ("encoder", "size", "latent"), [("resnet18", 64, 2), ("resnet18_small", 64, 8), ("resnet18_tiny", 64, 8), ("xception_small", 64, 4)]
+    ("encoder", "size", "latent"),
+    [("resnet18", 64, 2), ("resnet18_small", 64, 8), ("resnet18_tiny", 64, 8), ("xception_small", 64, 4)],
 )
 def test_outputs_have_the_size_of_the_image(encoder, size, latent):
     model = models.build(encoder, "sdn", seed=0).eval()

@@ -54,13 +54,15 @@ def test_a_notebook_is_calls_and_reading_not_machinery(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_the_smoke_tier_is_the_default_of_the_notebook(path):
+def test_the_laptop_tier_with_its_released_errors_is_the_default_of_the_notebook(path):
     defaults: dict = {}
     source = code_cells(path)[0].source
     exec(source, defaults)
     parameters = [node.target.id for node in ast.parse(source).body if isinstance(node, ast.AnnAssign)]
-    smoke = yaml.safe_load((ROOT / "params" / "smoke" / f"{path.stem}.yaml").read_text())
-    assert smoke == {name: defaults[name] for name in parameters}
+    laptop = yaml.safe_load((ROOT / "params" / "laptop" / f"{path.stem}.yaml").read_text())
+    released = "" if path.stem == "tour" else "results/laptop/errors.parquet"
+    assert {**laptop, "released": released} == {name: defaults[name] for name in parameters}
+    assert not released or (ROOT / released).is_file()
 
 
 def test_rq1_with_other_parameters(tmp_path):
