@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mtrlib import attacks, encoders, machine
+from mtrlib import attacks, encoders, machine, tables
 from mtrlib.data import NAMES, letters
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec, Optimizer, Tasks
 from mtrlib.tasks import canonical, parse
@@ -293,6 +293,7 @@ def check(namespace: dict[str, Any], kind: type[Parameters]) -> Any:
     ------
     ValueError : with a line for each fault: what was found and what is allowed.
     """
+    tables.show_whole()
     declared = kind.model_fields
     names = {
         name

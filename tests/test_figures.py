@@ -18,7 +18,7 @@ def test_heat_maps_show_every_number_and_label_their_axes():
     figure = figures.heat_maps({"one": matrix, "two": matrix}, "vulnerability")
     *panels, colour_bar = figure.axes
     assert [axis.get_title() for axis in panels] == ["one", "two"]
-    assert [text.get_text() for text in panels[0].texts] == ["1.00", "2.00", "0.00"]
+    assert [text.get_text() for text in panels[0].texts] == ["1.00", "2.00", "0"]
     assert panels[0].get_ylabel() == "main task"
     assert colour_bar.get_ylabel() == "times the single-task model"
 

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
+from mtrlib import tables
 from mtrlib.figures.style import STYLE, closed, colour, letters_of, marker_of, named, task_legend
 from mtrlib.tasks import TASKS
 
@@ -38,8 +39,7 @@ def heat_maps(matrices: dict[str, pd.DataFrame], label: str) -> Figure:
                 if np.isfinite(value):
                     dark = abs(ratios[title][row, column]) > 0.6 * limit
                     text = {"color": "white" if dark else "black", "weight": "bold" if row == column else "normal"}
-                    number = f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
-                    axis.text(column, row, number, ha="center", va="center", **text)
+                    axis.text(column, row, tables.number(value), ha="center", va="center", **text)
             axis.set_xticks(range(len(matrix.columns)), matrix.columns)
             axis.set_yticks(range(len(matrix.index)), matrix.index)
             axis.set(xlabel="auxiliary task (diagonal: none)", ylabel="main task", title=title)
