@@ -20,6 +20,7 @@ MARKERS = dict(zip(_ORDER, "osD^vPX*<>h", strict=True))
 _NEW_COLOURS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499")
 _NEW_MARKERS = "pd8H1X3"
 STYLE = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100}
+STYLE |= {"text.parse_math": False}  # names come from users: a dollar is a dollar
 
 
 def colour(letter: str) -> str:

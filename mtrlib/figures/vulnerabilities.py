@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, NullLocator
 
 from mtrlib import tables
 from mtrlib.figures.style import STYLE, closed, colour, letters_of, marker_of, named, task_legend
@@ -137,6 +137,8 @@ def lines(table: pd.DataFrame, xlabel: str, ylabel: str, *, log: bool = False) -
                 )
             if log:
                 axis.set(xscale="log", yscale="log")
+                axis.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False))
+                axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
             axis.set_xticks(x, [f"{value:g}" for value in x])
             axis.xaxis.set_minor_locator(NullLocator())
             axis.set(title=f"main task {main}", xlabel=xlabel)
