@@ -342,7 +342,10 @@ def summary(rows: list[pd.DataFrame], rq: str) -> pd.DataFrame:
 def sentence(*rows: pd.DataFrame) -> str:
     """The verdicts of claims in words, a line each under the number of the claim."""
     lines = []
-    for number, told in pd.concat(rows).groupby("number"):
+    found = pd.concat(rows)
+    if found.empty:
+        return "Not measured here."
+    for number, told in found.groupby("number"):
         lines.append(f"Claim {number}")
         lines += [f"  {_finding(row)}" for row in told.itertuples()]
     return "\n".join(lines)

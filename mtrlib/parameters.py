@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mtrlib import attacks, encoders, machine, tables
+from mtrlib import attacks, encoders, machine, published, tables
 from mtrlib.data import NAMES, letters
+from mtrlib.data import tasks as defined
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec, Optimizer, Tasks
-from mtrlib.tasks import canonical, parse
+from mtrlib.tasks import Task, canonical, parse
 from mtrlib.weights import FIXED, WEIGHTS, task_weights
 
 Positive = Annotated[float, Field(gt=0)]
@@ -78,6 +79,11 @@ class Parameters(BaseModel):
     def folder(self) -> Path | None:
         """The folder of the data set's files."""
         return machine.root() / self.root if self.root else None
+
+    @property
+    def definitions(self) -> dict[str, Task]:
+        """Definitions of the tasks that the data set has labels of, by letter."""
+        return defined(self.data, self.folder)
 
     def model(self, tasks: str, seed: int = 0, weights: str = "uniform", encoder: str | None = None) -> ModelSpec:
         """The specification of a model of `tasks`, trained as these parameters say; `encoder` takes another."""
@@ -206,7 +212,8 @@ class RQ2(Study):
 
 
 class RQ3(Study):
-    """Parameters of the notebook `rq3_task_weights`.
+    """Parameters of the notebook `rq3_task_weights`. Pairs that no weights are published for are left out of that
+    weighting (`has_weights`).
 
     attacks : of `attacks.NAMED`, those that are compared on every model; PGD, Auto-PGD and both WGDs among them.
     balancers : weights beside the uniform and the published ones, of `weights.WEIGHTS`.
@@ -236,11 +243,32 @@ class RQ3(Study):
             )
         if self.many_steps <= self.steps:
             raise ValueError(f"many_steps should be more than steps = {self.steps}, found {self.many_steps}")
-        for main in self.tasks:
-            for auxiliary in self.tasks:
-                if main != auxiliary:
-                    task_weights("published", main + auxiliary)
         return self
+
+    @property
+    def weightings(self) -> list[str]:
+        """The ways to weight the tasks: uniform, published where a pair of `tasks` has such weights, `balancers`."""
+        pairs = ("".join(pair) for pair in permutations(self.tasks, 2))
+        published = ["published"] if any(self.has_weights("published", pair) for pair in pairs) else []
+        return ["uniform", *published, *self.balancers]
+
+    def has_weights(self, weights: str, pair: str) -> bool:
+        """Whether a pair, its main task first, has weights of that name: the published ones are of the paper's own
+        tasks, and not of all of them."""
+        if weights != "published":
+            return True
+        known = self.definitions
+        return pair in published.task_weights().index and all(known[letter].is_papers for letter in pair)
+
+    @property
+    def without_published(self) -> str:
+        """A line that says which pairs no weights are published for; empty where there are none."""
+        pairs = ["".join(pair) for pair in permutations(self.tasks, 2)]
+        without = [pair for pair in pairs if not self.has_weights("published", pair)]
+        told = (
+            f"No weights are published for {', '.join(without)} (main task first): left out of the weighting published."
+        )
+        return told if without else ""
 
     @property
     def searched(self) -> list[str]:

@@ -154,7 +154,8 @@ def against(table: pd.DataFrame, column: str, baseline: str | float, cells: Sequ
                     "baseline_replicates": other.replicates,
                 }
             )
-    return pd.DataFrame(rows)
+    new = [f"difference{end}" for end in ("", "_low", "_high", "_replicates")]
+    return pd.DataFrame(rows, columns=[*table.columns, "baseline", *new, "baseline_replicates"])
 
 
 def mean_ratio(compared: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -191,7 +192,7 @@ def mean_ratio(compared: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         named = dict(zip(by, group, strict=True))
         ends = {"low": float(np.exp(low)), "high": float(np.exp(high))}
         rows.append({**named, "ratio": float(np.exp(middle)), **ends, "cells": len(value)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*by, "ratio", "low", "high", "cells"])
 
 
 def share_less_vulnerable(compared: pd.DataFrame, by: Sequence[str] = ("panel", "setting", "attacked")) -> pd.DataFrame:
@@ -250,11 +251,6 @@ def with_interval(table: pd.DataFrame, attacked: str = "single") -> pd.DataFrame
         for row in table.itertuples()
     ]
     return matrix(table.assign(text=text), attacked, "text").fillna("")
-
-
-def beside_paper(measured: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
-    """Two matrices side by side under the headings "measured" and "paper", for the tasks measured."""
-    return concat({"measured": measured, "paper": printed.reindex(index=measured.index, columns=measured.columns)})
 
 
 def concat(matrices: dict[str, pd.DataFrame]) -> pd.DataFrame:

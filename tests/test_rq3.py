@@ -35,6 +35,42 @@ def test_published_weights_tell_main_from_auxiliary_and_others_do_not(p):
     assert ("uniform", "sd", 1) in trained, "the source of transfer attacks, of another seed"
 
 
+def test_tasks_without_published_weights_are_left_out_of_that_weighting_alone(p):
+    some = changed(p, tasks="dsK", masked_pairs=["dK", "sd"], balancers=["gradnorm"])
+    assert some.weightings == ["uniform", "published", "gradnorm"]
+    assert some.without_published.startswith("No weights are published for dK, sK, Kd, Ks (main task first)")
+    cells = studies.rq3(some)
+    of = {w: {c.main + c.auxiliary for c in cells if c.panel == w} for w in some.weightings}
+    assert of["uniform"] == of["gradnorm"] == {main + other for main in "dsK" for other in "dsK"}
+    assert of["published"] == {"ss", "dd", "KK", "sd", "ds"}
+    searched = [(spec.weights, spec.tasks) for spec in masking.models(some)]
+    assert searched == [("uniform", "dK"), ("uniform", "sd"), ("published", "sd")]
+    none = changed(p, tasks="KA", masked_pairs=["sd"], balancers=[])
+    assert none.weightings == ["uniform"]
+    assert {spec.weights for spec in studies.models(studies.rq3(none))} == {"uniform"}
+    assert not p.without_published
+
+
+def test_a_claim_on_weights_that_no_pair_has_is_not_measured():
+    table = tables.vulnerabilities(attacked_errors({"pgd": TWO_BY_TWO, "apgd": TWO_BY_TWO}))
+    weighted = tables.against(table[table.main != table.auxiliary], "panel", "uniform")
+    told = claims.every_helps(weighted[weighted.setting == "pgd"], "3.1")
+    ratios = tables.mean_ratio(weighted, by=["setting", "attacked"])
+    wanted = pd.DataFrame({"setting": ["apgd"], "attacked": ["single"]})
+    same = claims.equivalent(wanted.merge(ratios), "3.3", 0.2)
+    assert claims.sentence(told) == claims.sentence(same) == "Not measured here."
+    other = claims.stronger(
+        pd.DataFrame([{"setting": "a", "ratio": 2.0, "low": 1.8, "high": 3.0, "cells": 4}]), "3.2", 1.5
+    )
+    found = claims.summary([told, same, other], "RQ3").set_index("number").verdict
+    assert found.to_dict() == {
+        "3.1": "not measured here",
+        "3.2": "agrees",
+        "3.3": "not measured here",
+        "3.4": "not measured here",
+    }
+
+
 def test_uniform_models_are_those_of_rq1(p):
     path = machine.root() / "params" / "smoke" / "rq1_auxiliary_tasks.yaml"
     rq1 = parameters.check(yaml.safe_load(path.read_text()), parameters.RQ1)
