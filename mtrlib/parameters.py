@@ -217,6 +217,8 @@ class RQ3(Study):
 
     attacks : of `attacks.NAMED`, those that are compared on every model; PGD, Auto-PGD and both WGDs among them.
     balancers : weights beside the uniform and the published ones, of `weights.WEIGHTS`.
+    own_weights : weights of your own, by pair, main task first: {"sd": [1.0, 0.1]} weighs s with 1 and d with .1. Those
+        pairs make one weighting more, "own".
     masked_pairs : pairs, main task first, whose models are searched for masked gradients; those that are not of `tasks`
         are left out, so that `tasks` can be changed alone: `searched` has what remains, or the first pair.
     many_steps, square_queries : of the strongest PGD and of Square in that search.
@@ -224,6 +226,7 @@ class RQ3(Study):
 
     attacks: Annotated[list[Literal[tuple(attacks.NAMED)]], AfterValidator(_different)]
     balancers: Annotated[list[Literal[tuple(w for w in WEIGHTS if w not in FIXED)]], AfterValidator(_different)]
+    own_weights: dict[str, Annotated[list[Positive], Field(min_length=2, max_length=2)]] = {}
     masked_pairs: Annotated[list[Tasks], Field(min_length=1), AfterValidator(_different)]
     many_steps: Count
     square_queries: Count
@@ -232,6 +235,9 @@ class RQ3(Study):
     def _pairs(self) -> RQ3:
         if not {"pgd", "apgd", "wgd", "wgd_inverse"} <= set(self.attacks):
             raise ValueError(f"attacks should have pgd, apgd, wgd and wgd_inverse among them, found {self.attacks}")
+        for pair in self.own_weights:
+            if len(pair) != 2 or len(set(pair) & set(self.tasks)) != 2:
+                raise ValueError(f"own_weights should be by pairs of letters out of {self.tasks!r}, found {pair!r}")
         for pair in self.masked_pairs:
             if len(pair) != 2:
                 raise ValueError(f"masked_pairs should be pairs of letters, found {pair!r}")
@@ -247,16 +253,17 @@ class RQ3(Study):
 
     @property
     def weightings(self) -> list[str]:
-        """The ways to weight the tasks: uniform, published where a pair of `tasks` has such weights, `balancers`."""
+        """The ways to weight the tasks: uniform, published where a pair of `tasks` has such weights, own where
+        `own_weights` has any, `balancers`."""
         pairs = ("".join(pair) for pair in permutations(self.tasks, 2))
-        published = ["published"] if any(self.has_weights("published", pair) for pair in pairs) else []
-        return ["uniform", *published, *self.balancers]
+        printed = ["published"] if any(self.has_weights("published", pair) for pair in pairs) else []
+        return ["uniform", *printed, *(["own"] if self.own_weights else []), *self.balancers]
 
     def has_weights(self, weights: str, pair: str) -> bool:
         """Whether a pair, its main task first, has weights of that name: the published ones are of the paper's own
         tasks, and not of all of them."""
         if weights != "published":
-            return True
+            return weights != "own" or pair in self.own_weights
         known = self.definitions
         return pair in published.task_weights().index and all(known[letter].is_papers for letter in pair)
 
@@ -276,8 +283,10 @@ class RQ3(Study):
         return [pair for pair in self.masked_pairs if set(pair) <= set(self.tasks)] or [self.tasks[:2]]
 
     def pair(self, tasks: str, seed: int, weights: str) -> ModelSpec:
-        """The model of a pair, its main task first. Only published weights tell main from auxiliary task: in all others
-        both orders are one model, named in the paper's order."""
+        """The model of a pair, its main task first. Published and own weights tell main from auxiliary task; in all
+        others both orders are one model, named in the paper's order."""
+        if weights == "own":
+            return self.model(tasks, seed, ":".join(map(str, self.own_weights[tasks])))
         return self.model(tasks if weights == "published" else canonical(tasks), seed, weights)
 
 

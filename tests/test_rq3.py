@@ -7,7 +7,7 @@ import torch
 import yaml
 from test_studies import errors_of
 
-from mtrlib import attacks, claims, machine, masking, parameters, studies, tables
+from mtrlib import attacks, claims, machine, masking, parameters, studies, tables, weights
 from mtrlib.specs import AttackSpec, ModelSpec
 from mtrlib.store import Store
 
@@ -49,6 +49,21 @@ def test_tasks_without_published_weights_are_left_out_of_that_weighting_alone(p)
     assert none.weightings == ["uniform"]
     assert {spec.weights for spec in studies.models(studies.rq3(none))} == {"uniform"}
     assert not p.without_published
+
+
+def test_weights_of_your_own_are_one_weighting_more(p):
+    own = changed(p, tasks="dK", masked_pairs=["dK"], balancers=[], own_weights={"dK": [1, 0.25]})
+    assert own.weightings == ["uniform", "own"]
+    cells = [cell for cell in studies.rq3(own) if cell.panel == "own"]
+    (model,) = {cell.evaluation.model for cell in cells if cell.main != cell.auxiliary}
+    assert model.tasks == "dK", "main task first"
+    assert weights.task_weights(model.weights, model.tasks) == (1.0, 0.25)
+    assert weights.balancer(model.weights, model.tasks) is None
+    with pytest.raises(ValueError, match="one number a task of 's'"):
+        ModelSpec(**{**dict(model), "tasks": "s"})
+    for wrong in ("1:0", "1:x", "1:inf", "none"):
+        with pytest.raises(ValueError, match="or positive numbers such as"):
+            ModelSpec(**{**dict(model), "weights": wrong})
 
 
 def test_a_claim_on_weights_that_no_pair_has_is_not_measured():
@@ -104,6 +119,9 @@ def test_attacks_that_are_the_same_on_one_task_are_run_once(p):
         ({"attacks": ["pgd", "apgd"]}, "pgd, apgd, wgd and wgd_inverse"),
         ({"attacks": ["pgd", "apgd", "wgd", "deepfool"]}, "deepfool"),
         ({"balancers": ["uniform"]}, "gradnorm"),
+        ({"own_weights": {"sE": [1.0, 0.1]}}, "out of 'sd', found 'sE'"),
+        ({"own_weights": {"sd": [1.0]}}, "own_weights.sd: List should have at least 2"),
+        ({"own_weights": {"sd": [1.0, 0.0]}}, "own_weights.sd.1: Input should be greater than 0"),
         ({"masked_pairs": ["s"]}, "pairs of letters, found 's'"),
         ({"masked_pairs": ["sd", "ds"]}, "one order only"),
         ({"many_steps": 5}, "many_steps should be more than steps"),
