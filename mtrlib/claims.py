@@ -10,11 +10,15 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mtrlib import metrics, published
+from mtrlib import metrics, published, tables
 
 AGREES, DISAGREES, CANNOT_TELL = "agrees", "disagrees", "cannot tell at this size"
+_GROUPS = {"pooled": "all main tasks together", "within": "within each main task"}
 _RATIO = ("ratio", "low", "high", "cells")
-NOT_CLAIMED = "(the claim is not about this one)"
+NOT_CLAIMED = "(shown for comparison)"
+LARGE = ("resnet50", "resnet152")  # the encoders of claim 1.5
+CHEAP = ("resnet18", "resnet50")  # those of claim 4.2: the proxy and what it stands for
+NOTHING = 1e4  # an interval of a ratio whose ends are so many times apart, a hundred to each side, says nothing
 RELIABLE = 0.95  # share of cells from which on "reliably" would hold
 
 
@@ -75,7 +79,7 @@ def never_helps(compared: pd.DataFrame, number: str) -> pd.DataFrame:
         lowers, raises = _surely(cells, len(compared))
         answer = DISAGREES if lowers else AGREES if raises == len(cells) else CANNOT_TELL
         measured = f"{(cells.difference < 0).sum()} of {len(cells)} auxiliary tasks lower it"
-        surely = f"({lowers} surely, {raises} surely raise it)"
+        surely = f"({lowers} clearly, {raises} clearly raise it)"
         rows.append(_row(number, f"main {main}", measured, surely, "none", answer))
     return pd.DataFrame(rows)
 
@@ -96,7 +100,7 @@ def every_helps(compared: pd.DataFrame, number: str, by: Sequence[str] = ("setti
         answer = DISAGREES if raises else AGREES if lowers == len(cells) else CANNOT_TELL
         measured = f"{(cells.difference < 0).sum()} of {len(cells)} cells less vulnerable"
         where = ", ".join(map(str, group))
-        rows.append(_row(number, where, measured, f"({lowers} surely, {raises} surely more)", "every one", answer))
+        rows.append(_row(number, where, measured, f"({lowers} clearly, {raises} clearly more)", "every one", answer))
     return pd.DataFrame(rows)
 
 
@@ -128,10 +132,8 @@ def stronger(ratios: pd.DataFrame, number: str, threshold: float) -> pd.DataFram
     rows = []
     for row in ratios.to_dict("records"):
         where = ", ".join(str(value) for key, value in row.items() if key not in _RATIO)
-        measured = f"{row['ratio']:.2f} times in the mean of {row['cells']} cells"
         answer = verdict(row["low"], row["high"], threshold, "above")
-        interval = f"[{row['low']:.2f}, {row['high']:.2f}]"
-        rows.append(_row(number, where, measured, interval, f"above {threshold:g}", answer))
+        rows.append(_row(number, where, *_ratio(row), f"above {threshold:g}", answer))
     return pd.DataFrame(rows)
 
 
@@ -144,9 +146,7 @@ def equivalent(ratios: pd.DataFrame, number: str, margin: float) -> pd.DataFrame
         where = ", ".join(str(value) for key, value in row.items() if key not in _RATIO)
         low, high = row["low"], row["high"]
         answer = AGREES if inner < low and high < outer else DISAGREES if high < inner or low > outer else CANNOT_TELL
-        measured = f"{row['ratio']:.2f} times in the mean of {row['cells']} cells"
-        asked = f"{inner:.2f} to {outer:.2f}"
-        rows.append(_row(number, where, measured, f"[{low:.2f}, {high:.2f}]", asked, answer))
+        rows.append(_row(number, where, *_ratio(row), f"{inner:.2f} to {outer:.2f}", answer))
     return pd.DataFrame(rows)
 
 
@@ -189,17 +189,17 @@ def governed(agreement: pd.DataFrame, number: str, threshold: float) -> pd.DataF
         where = f"{row.norm}, {'1/N' if row.weighting == 'mean' else 'summed'}"
         if row.prediction == "theorem_4":
             answer = verdict(row.low, row.high, threshold, "above")
-            measured = f"rank correlation with theorem 4 {row.correlation:.2f}"
-            interval = f"[{row.low:.2f}, {row.high:.2f}]"
+            measured = f"rank correlation with Theorem 4's bound: {tables.number(row.correlation)}"
+            interval = tables.interval(row.low, row.high)
             rows.append(_row(number, where, measured, interval, f"above {threshold:g}", answer))
             held = AGREES if row.surely_below == row.marginals else DISAGREES if row.surely_above else CANNOT_TELL
             broken = f"bound broken by {row.above} of {row.marginals} marginals"
-            surely = f"({row.surely_above} surely, {row.surely_below} surely not)"
+            surely = f"({row.surely_above} clearly, {row.surely_below} clearly hold)"
             rows.append(_row(number, where, broken, surely, "none", held))
         if row.prediction == "theorem_2":
             answer = verdict(row.lead_low, row.lead_high, 0.0, "above")
-            measured = f"ahead of theorem 2 by {row.lead:+.2f}"
-            interval = f"[{row.lead_low:+.2f}, {row.lead_high:+.2f}]"
+            measured = f"ahead of Theorem 2's prediction by {tables.number(row.lead, sign=True)}"
+            interval = tables.interval(row.lead_low, row.lead_high, sign=True)
             rows.append(_row(number, where, measured, interval, "above 0", answer))
     return pd.DataFrame(rows)
 
@@ -212,25 +212,37 @@ def correlates(found: pd.DataFrame, number: str, threshold: float, claimed: bool
     for row in found[found.group.isin(["pooled", "within"])].to_dict("records"):
         kind, bound = ("pearson", threshold) if row["group"] == "pooled" else ("spearman", 0.0)
         low, high = row[f"{kind}_low"], row[f"{kind}_high"]
-        where = f"{row['proxy']} for {row['target']}, {row['group']}"
+        where = f"{row['proxy']} as proxy of {row['target']}, {_GROUPS[row['group']]}"
         name = {"pearson": "Pearson's r", "spearman": "Spearman's r"}[kind]
         answer = verdict(low, high, bound, "above") if claimed else NOT_CLAIMED
-        interval = f"[{low:.2f}, {high:.2f}]"
-        rows.append(_row(number, where, f"{name} {row[kind]:.2f}", interval, f"above {bound:g}", answer))
+        measured = f"{name} {tables.number(row[kind])}"
+        rows.append(_row(number, where, measured, tables.interval(low, high), f"above {bound:g}", answer))
     return pd.DataFrame(rows)
+
+
+def surrogate(found: pd.DataFrame, number: str, threshold: float, cheap: str, expensive: str) -> pd.DataFrame:
+    """Claim 4.2, `correlates` of the cheaper encoder: it is about `CHEAP`, ResNet-18 for ResNet-50, by their names. Of
+    any other two the numbers stand without a verdict, and stand-ins are called so."""
+    rows = correlates(found, number, threshold, claimed=(cheap, expensive) == CHEAP)
+    return rows.assign(where=rows["where"] + f", {encoder(cheap)} for {encoder(expensive)}")
+
+
+def encoder(name: str) -> str:
+    """The name of an encoder as findings have it: "(a stand-in)" behind one that is none of the paper's."""
+    return str(name) if name in published.ENCODERS else f"{name} (a stand-in)"
 
 
 def more_vulnerable(shares: pd.DataFrame, number: str, half: float = 0.5) -> pd.DataFrame:
     """Claim 1.5, from `tables.share_less_vulnerable` with the encoder as setting: with the large encoders most two-task
-    models are more vulnerable (the paper: 80 %). Rows of other encoders give the number without a verdict of their own.
+    models are more vulnerable (the paper: 80 %). Rows of encoders that are not in `LARGE`, by name, give the number
+    without a verdict of their own; stand-ins, such as "resnet50_small", are called so.
     """
     rows = []
     for row in shares.itertuples():
         low, high = 1 - row.high, 1 - row.low
-        large = any(name in str(row.setting) for name in ("resnet50", "resnet152"))
-        answer = verdict(low, high, half, "above") if large else NOT_CLAIMED
+        answer = verdict(low, high, half, "above") if row.setting in LARGE else NOT_CLAIMED
         measured = f"{1 - row.share:.0%} of {row.cells} cells more vulnerable"
-        where, interval = f"{row.setting}, {row.attacked}", f"[{low:.0%}, {high:.0%}]"
+        where, interval = f"{encoder(row.setting)}, {row.attacked}", f"[{low:.0%}, {high:.0%}]"
         rows.append(_row(number, where, measured, interval, f"above {half:.0%}", answer))
     return pd.DataFrame(rows)
 
@@ -253,13 +265,13 @@ def plateau(table: pd.DataFrame, number: str, full: int) -> pd.DataFrame:
     for steps in dict.fromkeys(steps for steps, _ in reached if steps != full):
         (single, single_drawn), (joint, joint_drawn) = reached[steps, "single"], reached[steps, "joint"]
         low, high = metrics.interval(joint_drawn - single_drawn)
-        measured = f"reached of {full} steps: joint {joint:.0%}, single {single:.0%}"
+        measured = f"of {full}: joint attacks reach {joint:.0%} of their final strength, single ones {single:.0%},"
         rows.append(
             _row(
                 number,
                 f"{steps} steps",
                 measured,
-                f"difference [{low:+.1%}, {high:+.1%}]",
+                f"a difference of [{100 * low:+.1f}, {100 * high:+.1f}] points",
                 "above 0",
                 verdict(float(low), float(high), 0.0, "above"),
             )
@@ -285,10 +297,10 @@ def spread(table: pd.DataFrame, number: str) -> pd.DataFrame:
                 scales = [v.mean(axis=0) if kind == "relative" else 1.0 for v in values]
                 target[steps] = np.mean([v.std(axis=0) / s for v, s in zip(values, scales, strict=True)], axis=0)
         low, high = metrics.interval(drawn[many] / drawn[few])
-        ratio = f"at {many} steps {(value[many] / value[few])[0]:.2f} times that at {few}"
+        ratio = f"at {many} steps {tables.number((value[many] / value[few])[0])} times that at {few}"
         answer = verdict(float(low), float(high), 1.0, "above")
         where = f"{kind} spread over models"
-        rows.append(_row(number, where, ratio, f"[{low:.2f}, {high:.2f}]", "above 1", answer))
+        rows.append(_row(number, where, ratio, tables.interval(low, high), "above 1", answer))
     return pd.DataFrame(rows)
 
 
@@ -330,7 +342,10 @@ def summary(rows: list[pd.DataFrame], rq: str) -> pd.DataFrame:
 def sentence(*rows: pd.DataFrame) -> str:
     """The verdicts of claims in words, a line each under the number of the claim."""
     lines = []
-    for number, told in pd.concat(rows).groupby("number"):
+    found = pd.concat(rows)
+    if found.empty:
+        return "Not measured here."
+    for number, told in found.groupby("number"):
         lines.append(f"Claim {number}")
         lines += [f"  {_finding(row)}" for row in told.itertuples()]
     return "\n".join(lines)
@@ -348,8 +363,17 @@ def _log(values: np.ndarray) -> np.ndarray:
 
 
 def _finding(row) -> str:
-    asked = "" if row.verdict == NOT_CLAIMED else f", asked: {row.asked}:"
-    return f"{row.where}: {row.measured} {row.interval}{asked} {row.verdict}"
+    asked = "" if row.verdict == NOT_CLAIMED else f", the claim needs {row.asked}:"
+    return f"{row.where}: {row.measured} {row.interval}".rstrip() + f"{asked} {row.verdict}"
+
+
+def _ratio(row: dict) -> tuple[str, str]:
+    """What a row of `tables.mean_ratio` says, and its interval; that nothing is known where it says nothing."""
+    cells = f"in the mean of {row['cells']} cells"
+    low, high = row["low"], row["high"]
+    if not (np.isfinite(low) and np.isfinite(high) and low > 0 and high < NOTHING * low):
+        return f"of the ratio {cells} nothing is known", ""
+    return f"{tables.number(row['ratio'])} times {cells}", tables.interval(low, high)
 
 
 def _row(number: str, where: str, measured: str, interval: str, asked: str, answer: str) -> dict[str, str]:

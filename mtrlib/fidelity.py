@@ -36,6 +36,20 @@ CHANGES = {
     "eps 4": "PGD in l-infinity has eps = 4/255, all other attacks keep theirs",
     "third": "under PGD weighted models have a third of the epochs of uniform ones",
 }
+# What figures and tables call them.
+TITLES = {
+    "start": "start at x + eps",
+    "baseline": "clean error at the start point",
+    "last": "last point, not best",
+    "early": "scored a step early",
+    "means": "ratio of means",
+    "unmasked": "unlabelled pixels count",
+    "class weights": "class-weighted losses",
+    "batch l2": "l2 length of a whole batch",
+    "constant WGD": "constant WGD weights",
+    "eps 4": "PGD at eps 4/255",
+    "third": "weighted models: 1/3 of epochs",
+}
 BATCH = 32  # images, as the published jobs attack them: several changes look at whole batches
 
 # Weights of the classes in the loss of s, as the file semseg_prior_factor.npy of the public code has them: background

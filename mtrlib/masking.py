@@ -79,8 +79,8 @@ def _within(low: float, high: float, margin: float) -> str:
 
 
 def models(p: RQ3) -> list[ModelSpec]:
-    """The models that are searched: each pair in uniform and in published weights."""
-    names = [(weights, pair) for pair in p.searched for weights in ("uniform", "published")]
+    """The models that are searched: each pair in uniform and, where it has them, in published weights."""
+    names = [(w, pair) for pair in p.searched for w in ("uniform", "published") if p.has_weights(w, pair)]
     return [p.pair(pair, p.seeds[0], weights) for weights, pair in names]
 
 

@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mtrlib import attacks, encoders, machine
+from mtrlib import attacks, encoders, machine, published, tables
 from mtrlib.data import NAMES, letters
+from mtrlib.data import tasks as defined
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec, Optimizer, Tasks
-from mtrlib.tasks import canonical, parse
+from mtrlib.tasks import Task, canonical, parse
 from mtrlib.weights import FIXED, WEIGHTS, task_weights
 
 Positive = Annotated[float, Field(gt=0)]
@@ -80,6 +81,11 @@ class Parameters(BaseModel):
     def folder(self) -> Path | None:
         """The folder of the data set's files."""
         return machine.root() / self.root if self.root else None
+
+    @property
+    def definitions(self) -> dict[str, Task]:
+        """Definitions of the tasks that the data set has labels of, by letter."""
+        return defined(self.data, self.folder)
 
     def model(self, tasks: str, seed: int = 0, weights: str = "uniform", encoder: str | None = None) -> ModelSpec:
         """The specification of a model of `tasks`, trained as these parameters say; `encoder` takes another."""
@@ -208,10 +214,13 @@ class RQ2(Study):
 
 
 class RQ3(Study):
-    """Parameters of the notebook `rq3_task_weights`.
+    """Parameters of the notebook `rq3_task_weights`. Pairs that no weights are published for are left out of that
+    weighting (`has_weights`).
 
     attacks : of `attacks.NAMED`, those that are compared on every model; PGD, Auto-PGD and both WGDs among them.
     balancers : weights beside the uniform and the published ones, of `weights.WEIGHTS`.
+    own_weights : weights of your own, by pair, main task first: {"sd": [1.0, 0.1]} weighs s with 1 and d with .1. Those
+        pairs make one weighting more, "own".
     masked_pairs : pairs, main task first, whose models are searched for masked gradients; those that are not of `tasks`
         are left out, so that `tasks` can be changed alone: `searched` has what remains, or the first pair.
     many_steps, square_queries : of the strongest PGD and of Square in that search.
@@ -219,6 +228,7 @@ class RQ3(Study):
 
     attacks: Annotated[list[Literal[tuple(attacks.NAMED)]], AfterValidator(_different)]
     balancers: Annotated[list[Literal[tuple(w for w in WEIGHTS if w not in FIXED)]], AfterValidator(_different)]
+    own_weights: dict[str, Annotated[list[Positive], Field(min_length=2, max_length=2)]] = {}
     masked_pairs: Annotated[list[Tasks], Field(min_length=1), AfterValidator(_different)]
     many_steps: Count
     square_queries: Count
@@ -227,6 +237,9 @@ class RQ3(Study):
     def _pairs(self) -> RQ3:
         if not {"pgd", "apgd", "wgd", "wgd_inverse"} <= set(self.attacks):
             raise ValueError(f"attacks should have pgd, apgd, wgd and wgd_inverse among them, found {self.attacks}")
+        for pair in self.own_weights:
+            if len(pair) != 2 or len(set(pair) & set(self.tasks)) != 2:
+                raise ValueError(f"own_weights should be by pairs of letters out of {self.tasks!r}, found {pair!r}")
         for pair in self.masked_pairs:
             if len(pair) != 2:
                 raise ValueError(f"masked_pairs should be pairs of letters, found {pair!r}")
@@ -238,11 +251,33 @@ class RQ3(Study):
             )
         if self.many_steps <= self.steps:
             raise ValueError(f"many_steps should be more than steps = {self.steps}, found {self.many_steps}")
-        for main in self.tasks:
-            for auxiliary in self.tasks:
-                if main != auxiliary:
-                    task_weights("published", main + auxiliary)
         return self
+
+    @property
+    def weightings(self) -> list[str]:
+        """The ways to weight the tasks: uniform, published where a pair of `tasks` has such weights, own where
+        `own_weights` has any, `balancers`."""
+        pairs = ("".join(pair) for pair in permutations(self.tasks, 2))
+        printed = ["published"] if any(self.has_weights("published", pair) for pair in pairs) else []
+        return ["uniform", *printed, *(["own"] if self.own_weights else []), *self.balancers]
+
+    def has_weights(self, weights: str, pair: str) -> bool:
+        """Whether a pair, its main task first, has weights of that name: the published ones are of the paper's own
+        tasks, and not of all of them."""
+        if weights != "published":
+            return weights != "own" or pair in self.own_weights
+        known = self.definitions
+        return pair in published.task_weights().index and all(known[letter].is_papers for letter in pair)
+
+    @property
+    def without_published(self) -> str:
+        """A line that says which pairs no weights are published for; empty where there are none."""
+        pairs = ["".join(pair) for pair in permutations(self.tasks, 2)]
+        without = [pair for pair in pairs if not self.has_weights("published", pair)]
+        told = (
+            f"No weights are published for {', '.join(without)} (main task first): left out of the weighting published."
+        )
+        return told if without else ""
 
     @property
     def searched(self) -> list[str]:
@@ -250,8 +285,10 @@ class RQ3(Study):
         return [pair for pair in self.masked_pairs if set(pair) <= set(self.tasks)] or [self.tasks[:2]]
 
     def pair(self, tasks: str, seed: int, weights: str) -> ModelSpec:
-        """The model of a pair, its main task first. Only published weights tell main from auxiliary task: in all others
-        both orders are one model, named in the paper's order."""
+        """The model of a pair, its main task first. Published and own weights tell main from auxiliary task; in all
+        others both orders are one model, named in the paper's order."""
+        if weights == "own":
+            return self.model(tasks, seed, ":".join(map(str, self.own_weights[tasks])))
         return self.model(tasks if weights == "published" else canonical(tasks), seed, weights)
 
 
@@ -295,6 +332,7 @@ def check(namespace: dict[str, Any], kind: type[Parameters]) -> Any:
     ------
     ValueError : with a line for each fault: what was found and what is allowed.
     """
+    tables.show_whole()
     declared = kind.model_fields
     names = {
         name

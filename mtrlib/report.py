@@ -85,6 +85,15 @@ def markdown(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def changed(folder: Path) -> str:
+    """How many verdicts of a folder of results are others under all that was published than under the definitions, and
+    which, in one sentence; counted in what the notebook `fidelity` wrote, as the page shows it."""
+    rows = pd.read_csv(folder / "fidelity_verdicts.csv", dtype=str, keep_default_na=False)
+    others = rows[rows["definitions"] != rows["published behaviour"]]
+    told = (f"{claim} ({one}, then {two})" for claim, one, two in others[_ENDS[:3]].itertuples(index=False))
+    return f"{len(others)} of its {len(rows)} verdicts change with all that was published: {'; '.join(told)}."
+
+
 def _ladder(folder: Path, notebooks: dict[str, str]) -> dict | None:
     """What the notebook on the published code found, where it was run: the claims under definitions and under all
     published behaviours, its figure and its rendering."""

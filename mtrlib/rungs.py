@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from mtrlib import claims, metrics, tables
-from mtrlib.fidelity import CHANGES
+from mtrlib.fidelity import CHANGES, TITLES
+from mtrlib.figures.style import STYLE
 from mtrlib.ladder import TABLES
 
 MUCH, WITHIN = 1.5, 0.2  # how RQ3 reads "much stronger" and "as vulnerable"
@@ -80,8 +81,8 @@ def ends(climbed: pd.DataFrame) -> pd.DataFrame:
         defined, published = added.iloc[0], undoing.loc[claim].iloc[0]
         stands = words[defined == claims.AGREES, published == claims.AGREES]
         turns = {
-            f"verdict turns, {name}": ", ".join(
-                change for change, one, two in zip(CHANGES, line, line.iloc[1:], strict=False) if one != two
+            f"verdict turns, {name}": "; ".join(
+                TITLES[change] for change, one, two in zip(CHANGES, line, line.iloc[1:], strict=False) if one != two
             )
             for name, line in (("adding", added), ("undoing", undoing.loc[claim]))
         }
@@ -154,8 +155,8 @@ def verdict_grid(climbed: pd.DataFrame) -> Figure:
     looks[claims.CANNOT_TELL] = ("?", "0.92", "0.35")
     grids = {ladder: grid(climbed, ladder) for ladder in ("adding", "undoing")}
     names = list(CHANGES)
-    with plt.rc_context({"font.size": 12, "figure.dpi": 100}):
-        size = (11.5, 0.44 * 2 * len(grids["adding"]) + 4.0)
+    with plt.rc_context(STYLE):
+        size = (12.5, 0.44 * 2 * len(grids["adding"]) + 4.0)
         figure, axes = plt.subplots(2, 1, figsize=size, layout="constrained")
         for axis, (ladder, answers) in zip(axes, grids.items(), strict=True):
             answers = answers.iloc[:, ::-1] if ladder == "undoing" else answers
@@ -166,12 +167,15 @@ def verdict_grid(climbed: pd.DataFrame) -> Figure:
                 )
                 axis.text(column, row, letter, ha="center", va="center", color=ink, weight="bold")
             order = names if ladder == "adding" else names[::-1]
-            labels = ["definitions", *(f"+ {name}" for name in order[:-1]), f"+ {order[-1]}\n= published"]
+            labels = ["definitions", *(f"+ {TITLES[name]}" for name in order[:-1])]
+            labels.append(f"+ {TITLES[order[-1]]}\n= published")
             axis.set_xticks(range(len(labels)), labels, rotation=35, ha="right", rotation_mode="anchor")
             axis.set_yticks(range(len(answers)), [CLAIMS[claim] for claim in answers.index])
             axis.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(answers) - 0.5, -0.5))
-            order = "in the order of the list" if ladder == "adding" else "in the reverse order"
-            axis.set_title(f"{ladder}: changes one by one, {order}", loc="left", fontsize=12)
+            how = (
+                "published changes come in one by one" if ladder == "adding" else "the same changes, the last one first"
+            )
+            axis.set_title(f"From the definitions on: {how}", loc="left", fontsize=12)
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
         patches = [plt.Rectangle((0, 0), 1, 1, color=colour) for _, colour, _ in looks.values()]
@@ -183,11 +187,15 @@ def verdict_grid(climbed: pd.DataFrame) -> Figure:
 
 def effect_sizes(effects: pd.DataFrame, names: list[str]) -> Figure:
     """What each change does to the vulnerabilities of the tables `names`, as ratios with 95 % intervals: filled where
-    the rest is (mostly) as defined, open where it is as published. `effects` is that of `effects`."""
-    with plt.rc_context({"font.size": 12, "figure.dpi": 100, "axes.spines.top": False, "axes.spines.right": False}):
-        size = (3.6 * len(names) + 1.6, 5.2)
-        figure, axes = plt.subplots(1, len(names), figsize=size, sharey=True, layout="constrained", squeeze=False)
-        for axis, name in zip(axes[0], names, strict=True):
+    the rest is (mostly) as defined, open where it is as published; two tables a row. `effects` is that of `effects`."""
+    with plt.rc_context(STYLE):
+        columns = min(len(names), 2)
+        rows = -(-len(names) // columns)
+        size = (3.8 * columns + 3.2, 5.0 * rows + 0.4)
+        figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, layout="constrained", squeeze=False)
+        for axis in axes.flat[len(names) :]:
+            axis.set_visible(False)
+        for axis, name in zip(axes.flat, names, strict=False):
             axis.axvline(1, color="0.6", linewidth=1)
             for ladder, fill, shift in (("adding", "black", -0.15), ("undoing", "white", 0.15)):
                 rows = effects[(effects.table == name) & (effects.ladder == ladder)]
@@ -197,11 +205,14 @@ def effect_sizes(effects: pd.DataFrame, names: list[str]) -> Figure:
                 style = {"fmt": "o", "color": "black", "markerfacecolor": fill, "capsize": 2}
                 axis.errorbar(rows.ratio, place, xerr=ends, label=label, **style)
             axis.set_xscale("log")
-            axis.set_xlim(0.2, 5)
-            axis.set_xticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
+            found = effects[effects.table == name].ratio
+            axis.set_xlim(min(0.2, 0.8 * found.min()), max(5, 1.25 * found.max()))
+            low, high = axis.get_xlim()
+            ticks = [tick for tick in (0.02, 0.1, 0.25, 0.5, 1, 2, 4, 10, 50) if low <= tick <= high]
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.xaxis.set_minor_formatter(NullFormatter())
             axis.set(title=name, xlabel="vulnerability with the change\nover without it (ratio)")
-        axes[0][0].set_yticks(range(len(CHANGES)), list(CHANGES))
+        axes[0][0].set_yticks(range(len(CHANGES)), [TITLES[change] for change in CHANGES])
         axes[0][0].invert_yaxis()
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     plt.close(figure)

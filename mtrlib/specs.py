@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from mtrlib import attacks, data, encoders, machine
 from mtrlib.data import NAMES
 from mtrlib.tasks import Task, parse
-from mtrlib.weights import WEIGHTS, task_weights
+from mtrlib.weights import known, task_weights
 
 # Part of every key. To be raised when a field of a specification comes to mean something else; what the code makes of a
 # specification is watched by the store, which keeps the results of each code apart (`sources`).
@@ -85,7 +85,7 @@ class ModelSpec(Spec):
     tasks : letters of the tasks it learns; the first is the main one.
     encoder : one of `encoders.ENCODERS`, or "timm/<name>".
     pretrained : begin from the weights that timm has for its network; for "timm/<name>" only.
-    weights : how the task losses are weighted, one of `weights.WEIGHTS`.
+    weights : how the task losses are weighted, one of `weights.WEIGHTS`, or numbers, one a task, such as "1.0:0.1".
     seed : of the first weights and the order of the images.
     optimizer : "adamw", or "sgd" with Nesterov's momentum (the supplement names SGD and its momentum only).
     epochs, batch_size, learning_rate, momentum, weight_decay : of the optimizer; momentum is Adam's first beta.
@@ -99,7 +99,7 @@ class ModelSpec(Spec):
     images: int | None = Field(None, ge=1)
     encoder: Annotated[str, AfterValidator(encoders.known)] = "resnet18_small"
     pretrained: bool = False
-    weights: Literal[WEIGHTS] = "uniform"
+    weights: Annotated[str, AfterValidator(known)] = "uniform"
     seed: int = Field(0, ge=0)
     optimizer: Optimizer = "adamw"
     epochs: int = Field(20, ge=1)
@@ -121,8 +121,8 @@ class ModelSpec(Spec):
             )
         if self.pretrained and not self.encoder.startswith(encoders.TIMM):
             raise ValueError(f"pretrained should be false for {self.encoder}: only timm/<name> has trained weights")
-        if self.weights == "published":
-            task_weights(self.weights, self.tasks)  # refuses tasks without published weights
+        if self.weights == "published" or ":" in self.weights:
+            task_weights(self.weights, self.tasks)  # refuses tasks without published weights, and too many numbers
         return self
 
     @property

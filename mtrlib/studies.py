@@ -183,12 +183,14 @@ def rq3(p: RQ3) -> list[Cell]:
     found = []
     for seed in p.seeds:
         alone = {main: p.model(main, seed) for main in tasks}
-        for weights in ("uniform", "published", *p.balancers):
+        for weights in p.weightings:
             for name in p.attacks:
                 for main in tasks:
                     of_one = p.attack(main, name=ALONE.get(name, name))
                     found.append(cell(weights, name, alone[main], main, main, of_one, p.test_images))
                     for auxiliary in tasks.replace(main, ""):
+                        if not p.has_weights(weights, main + auxiliary):
+                            continue
                         model = p.pair(main + auxiliary, seed, weights)
                         found.append(cell(weights, name, model, main, main, of_one, p.test_images))
                         of_both = p.attack(model.tasks, name=name)
@@ -199,7 +201,7 @@ def rq3(p: RQ3) -> list[Cell]:
                     of_s = p.attack("s", name=name)
                     found.append(cell("dense", name, p.model(pair, seed), "s", "s", of_s, p.test_images))
     for pair in p.searched:
-        for weights in ("uniform", "published"):
+        for weights in [weights for weights in ("uniform", "published") if p.has_weights(weights, pair)]:
             model = p.pair(pair, p.seeds[0], weights)
             letters = model.tasks
             source = p.pair(pair, max(p.seeds) + 1, "uniform")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -153,7 +154,8 @@ def against(table: pd.DataFrame, column: str, baseline: str | float, cells: Sequ
                     "baseline_replicates": other.replicates,
                 }
             )
-    return pd.DataFrame(rows)
+    new = [f"difference{end}" for end in ("", "_low", "_high", "_replicates")]
+    return pd.DataFrame(rows, columns=[*table.columns, "baseline", *new, "baseline_replicates"])
 
 
 def mean_ratio(compared: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -190,7 +192,7 @@ def mean_ratio(compared: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         named = dict(zip(by, group, strict=True))
         ends = {"low": float(np.exp(low)), "high": float(np.exp(high))}
         rows.append({**named, "ratio": float(np.exp(middle)), **ends, "cells": len(value)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*by, "ratio", "low", "high", "cells"])
 
 
 def share_less_vulnerable(compared: pd.DataFrame, by: Sequence[str] = ("panel", "setting", "attacked")) -> pd.DataFrame:
@@ -245,15 +247,10 @@ def with_interval(table: pd.DataFrame, attacked: str = "single") -> pd.DataFrame
     """As `matrix`, each cell as text: the value and, in brackets, its 95 % interval; then how many images were left out
     of it for want of a ratio, if any."""
     text = [
-        f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" + (f", {row.left_out} left out" if row.left_out else "")
+        f"{number(row.value)} {interval(row.low, row.high)}" + (f", {row.left_out} left out" if row.left_out else "")
         for row in table.itertuples()
     ]
     return matrix(table.assign(text=text), attacked, "text").fillna("")
-
-
-def beside_paper(measured: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
-    """Two matrices side by side under the headings "measured" and "paper", for the tasks measured."""
-    return concat({"measured": measured, "paper": printed.reindex(index=measured.index, columns=measured.columns)})
 
 
 def concat(matrices: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -267,8 +264,32 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def digits(value: object) -> str:
-    """A number in four significant digits, for `Styler.format`; anything else as it is."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """A number in four significant digits, or whole from 10,000 on, for `Styler.format`; anything else as it is."""
+    return format(value, ".4g" if abs(value) < 1e4 else ",.0f") if isinstance(value, float) else str(value)
+
+
+def number(value: float, sign: bool = False) -> str:
+    """A number in words for people: two decimals between .1 and 100, whole above, and two significant digits below, so
+    that no small number is shown as 0. With `sign`, its sign always. "unknown" for one that is not finite."""
+    if not np.isfinite(value):
+        return "unknown"
+    if value == 0:
+        return "0"
+    size = np.floor(np.log10(abs(value)))
+    form = ".1e" if size < -4 else f",.{0 if size >= 2 else 2 if size >= -1 else 1 - int(size)}f"
+    return format(value, f"{'+' if sign else ''}{form}")
+
+
+def interval(low: float, high: float, sign: bool = False) -> str:
+    """The ends of an interval in brackets, each as `number` writes it."""
+    return f"[{number(low, sign)}, {number(high, sign)}]"
+
+
+def show_whole() -> None:
+    """From here on a notebook shows every row, column and text of a table, where pandas would put an ellipsis."""
+    for limit in ("max_rows", "max_columns", "max_colwidth"):
+        pd.set_option(f"display.{limit}", None)
+    pd.set_option("styler.render.max_elements", sys.maxsize)
 
 
 def write(folder: Path, name: str, **frames: pd.DataFrame) -> pd.DataFrame:

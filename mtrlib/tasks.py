@@ -8,7 +8,7 @@ on its batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from string import ascii_letters
 
@@ -70,6 +70,14 @@ class Task:
     def unit(self) -> str:
         """Unit of the error."""
         return "degrees" if self.error_name == "angle" else self.error_name
+
+    @property
+    def is_papers(self) -> bool:
+        """Whether it is the task that the paper has under this letter: the same name, kind, loss and error, and of
+        regression as many channels. What classes there are may differ, as it does between all data sets."""
+        own = TASKS.get(self.letter)
+        fields = ("name", "kind", "loss_name", "error_name") + (() if self.kind == "classes" else ("channels",))
+        return own is not None and all(getattr(self, field) == getattr(own, field) for field in fields)
 
     def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Training and attack loss of each image.
@@ -157,6 +165,12 @@ def parse(tasks: str, allowed: str | None = None, name: str = "") -> str:
         of = f" for {name}" if name else ""
         raise ValueError(f"Parameter tasks should be different {out_of}{of}, at least one. Found tasks = {tasks!r}.")
     return tasks
+
+
+def distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes, by index, those that several have with their index behind: "ball (3)"."""
+    names = tuple(names)
+    return tuple(f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names))
 
 
 def canonical(tasks: str) -> str:

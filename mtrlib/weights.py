@@ -31,15 +31,36 @@ AGGREGATORS += ("PCGrad", "Random", "Sum", "UPGrad")
 WEIGHTS = (*FIXED, "gradnorm", *AGGREGATORS)
 
 
+def known(weights: str) -> str:
+    """The name of a scheme, or weights of one's own, one a task, such as "1.0:0.1"; ValueError for anything else."""
+    if weights in WEIGHTS or (":" in weights and all(_positive(part) for part in weights.split(":"))):
+        return weights
+    allowed = f"one of {', '.join(WEIGHTS)}, or positive numbers such as 1.0:0.1"
+    raise ValueError(f"Parameter weights should be {allowed}. Found weights = {weights!r}.")
+
+
+def _positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False
+
+
 def task_weights(weights: str, tasks: str) -> tuple[float, ...]:
     """Fixed weights, one a task, in the order of `tasks`.
 
     "uniform" is 1 / N for each of N tasks: the shipped jobs' setting, so that the sum of the weights, and with it the
     size of a training step, does not grow with the number of tasks. "published" is the supplement's setting S4: 1 for
-    the main task, which is the first letter, and .1 or .01 for the auxiliary one; 1 for a task alone.
+    the main task, which is the first letter, and .1 or .01 for the auxiliary one; 1 for a task alone. "1.0:0.1" are
+    weights of one's own.
 
     Raises ValueError for a scheme that does not exist and for tasks without published weights.
     """
+    if ":" in weights:
+        own = tuple(map(float, known(weights).split(":")))
+        if len(own) != len(tasks):
+            raise ValueError(f"Parameter weights should have one number a task of {tasks!r}. Found {weights!r}.")
+        return own
     if weights not in FIXED:
         raise ValueError(f"Parameter weights should be one of {', '.join(FIXED)}. Found weights = {weights!r}.")
     if weights == "uniform":
@@ -54,7 +75,7 @@ def task_weights(weights: str, tasks: str) -> tuple[float, ...]:
 
 def balancer(weights: str, tasks: str) -> GradNorm | Aggregated | None:
     """What weighs the gradients of a step, by the name of the scheme; None where the weights are fixed."""
-    if weights in FIXED:
+    if weights in FIXED or ":" in weights:
         return None
     return GradNorm(len(tasks)) if weights == "gradnorm" else Aggregated(weights)
 

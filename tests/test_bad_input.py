@@ -68,6 +68,19 @@ TRAPS = {  # texts of YAML, by the type of what should be there
     float: ["1e-4", "8/255", "no", "null", ".nan", ".inf", "-.inf", "-1", "'5'", "[1.0]", "{}", "1:30:x", "0x"],
     str: ["no", "null", "5", "1.5", "[]", "{a: 1}", "2001-01-01", ".nan"],
     list: ["no", "null", "5", "{}", "'ab'", "[no]", "[null]", "[-1]", "[[1]]", "[1e-4]", "[8/255]", "[.nan]", "[{}]"],
+    dict: [
+        "no",
+        "null",
+        "5",
+        "'ab'",
+        "[]",
+        "{sd: no}",
+        "{sd: 1}",
+        "{sd: [1]}",
+        "{sd: [1, -1]}",
+        "{sd: [1, .nan]}",
+        "{1: [1, 1]}",
+    ],
 }
 WORDS = ["sdx", "ss", "", "s1", "resnet19", "timm/none_such", "adam", "sgdd", "../..", "\x00", "é"]
 FREE = {"root", "store", "output"}  # texts of any kind

@@ -1,10 +1,12 @@
 from string import ascii_letters
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 
 from mtrlib import figures
+from mtrlib.data import checks
 from mtrlib.tasks import TASKS, Task
 
 
@@ -18,7 +20,7 @@ def test_heat_maps_show_every_number_and_label_their_axes():
     figure = figures.heat_maps({"one": matrix, "two": matrix}, "vulnerability")
     *panels, colour_bar = figure.axes
     assert [axis.get_title() for axis in panels] == ["one", "two"]
-    assert [text.get_text() for text in panels[0].texts] == ["1.00", "2.00", "0.00"]
+    assert [text.get_text() for text in panels[0].texts] == ["1.00", "2.00", "0"]
     assert panels[0].get_ylabel() == "main task"
     assert colour_bar.get_ylabel() == "times the single-task model"
 
@@ -157,3 +159,73 @@ def test_pixels_without_a_label_are_white_and_no_class():
     assert [text.get_text() for text in figure.legends[0].texts] == ["b"]
     assert figure.axes[1].images[0].get_clim() == (3, 3)
     assert (figure.axes[2].images[0].get_array()[0] == 1).all()
+
+
+OWN = {
+    "s": Task("s", "rooms of $a house", "", 2, "classes", class_names=("$x", "50%_$")),
+    "d": Task("d", "depth in metres", "", 1, error_name="absolute error"),
+    "e": Task("e", "instance edges", "", 1),
+    "h": Task("h", "h", "", 1),
+}
+
+
+def test_names_and_units_are_those_of_the_data_set():
+    rows = [
+        {"main": m, "auxiliary": a, "attacked": k, "value": 2.0, "low": 1.0, "high": 4.0, "setting": x}
+        for m in "sde"
+        for a in "sdeh"
+        for k in (("single",) if m == a else ("single", "joint"))
+        for x in (4.0, 8.0)
+    ]
+    table = pd.DataFrame(rows)
+    first = table[table.setting == 4.0]
+    alone = first.main == first.auxiliary
+    figure = figures.errors(first[alone], first[~alone & (first.auxiliary != "h")], OWN)
+    seen = [axis for axis in figure.axes if axis.get_visible()]
+    assert [axis.get_title() for axis in seen] == [f"{x}: {OWN[x].name}" for x in "sde"]
+    assert [axis.get_ylabel() for axis in seen] == ["1 - mIoU", "absolute error", "squared error"]
+    figure = figures.lines(table, "eps", "vulnerability", log=True, tasks=OWN)
+    told = ["s: rooms of $a house", "d: depth in metres", "e: instance edges", "h"]
+    assert [text.get_text() for text in figure.legends[0].texts] == told
+
+
+def test_every_letter_has_a_colour_of_its_own():
+    assert len({figures.colour(letter).lower() for letter in ascii_letters}) == 52
+
+
+def test_a_dollar_in_a_name_is_a_dollar(tmp_path):
+    """Read as mathematics they end in an error or in TeX."""
+    tasks = OWN | {"c": Task("c", "$\\frac{$", "", 2, "classes", class_names=("$a$", "$\\oops$"))}
+    pictures = {"s": torch.ones(8, 8), "c": torch.ones(8, 8), "d": torch.rand(1, 8, 8)}
+    drawn = {
+        "pictures": figures.images({"$\\row$": {"image": torch.rand(3, 8, 8), **pictures}}, ("$x", "50%_$"), tasks)
+    }
+    matrix = pd.DataFrame([[1.0, 2.0], [2.0, 1.0]], index=list("sd"), columns=list("sd"))
+    drawn["heat"] = figures.heat_maps({"measured, $\\encoder$": matrix}, "$\\vulnerability$")
+    rows = pd.DataFrame({"name": ["$\\oops$"], "value": 1.0, "low": 0.5, "high": 2.0})
+    drawn["bars"] = figures.bars(rows, "name", "value", "x")
+    figures.write(tmp_path, "test", **drawn)
+    texts = [text for figure in drawn.values() for text in figure.findobj(plt.Text) if "$" in text.get_text()]
+    assert len(texts) >= 8
+    assert not any(text.get_parse_math() for text in texts)
+
+
+def test_logarithmic_axes_have_plain_numbers():
+    rows = [
+        {"main": "s", "auxiliary": a, "attacked": "single", "setting": x, "value": x / 9, "low": x / 18, "high": x}
+        for a in "sd"
+        for x in (4.0, 32.0)
+    ]
+    figure = figures.lines(pd.DataFrame(rows), "eps", "vulnerability", log=True)
+    figure.canvas.draw()
+    labels = [text.get_text() for axis in figure.axes for text in axis.get_yticklabels(which="both")]
+    assert any(labels)
+    assert not any("$" in label for label in labels)
+
+
+def test_two_classes_of_one_name_are_two():
+    task = Task("s", "plan", "", 3, "classes", class_names=("ball", "ball", "wall"))
+    picture = torch.tensor([[0, 1], [2, 2]])
+    figure = figures.images({"label": {"image": torch.rand(3, 2, 2), "s": picture}}, task.class_names, {"s": task})
+    assert [text.get_text() for text in figure.legends[0].texts] == ["ball (0)", "ball (1)", "wall"]
+    assert checks._named(task, np.array([5, 6, 7])) == {"ball (0)": 5, "ball (1)": 6, "wall": 7}

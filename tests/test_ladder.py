@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mtrlib import claims, ladder, machine, metrics, parameters, rungs, studies, tables
-from mtrlib.fidelity import CHANGES
+from mtrlib.fidelity import CHANGES, TITLES
 from mtrlib.store import Store
 
 TINY = {"size": 16, "train_images": 32, "epochs": 2, "test_images": 8, "panel_images": 8, "steps": 3}
@@ -190,8 +190,19 @@ def test_verdicts_and_figures_of_every_rung(ran):
     assert len(letters) == 2 * 7 * 12
     assert letters[:12] == [{"agrees": "A", "disagrees": "D"}.get(v, "?") for v in grids["adding"].iloc[0]]
     assert letters[84:96] == [{"agrees": "A", "disagrees": "D"}.get(v, "?") for v in grids["undoing"].iloc[0][::-1]]
-    drawn = rungs.effect_sizes(rungs.effects(table), ["Table 1 A", "Table 1 B"])
-    assert [axis.get_title() for axis in drawn.axes] == ["Table 1 A", "Table 1 B"]
+    labels = [text.get_text() for text in figure.axes[1].get_xticklabels()]
+    assert labels[:2] == ["definitions", "+ weighted models: 1/3 of epochs"], "both panels begin at the definitions"
+    assert "undoing" not in figure.axes[1].get_title(loc="left")
+    effects = rungs.effects(table)
+    drawn = rungs.effect_sizes(effects, ["Table 1 A", "Table 1 B", "l2, 8/255"])
+    seen = [axis for axis in drawn.axes if axis.get_visible()]
+    assert [axis.get_title() for axis in seen] == ["Table 1 A", "Table 1 B", "l2, 8/255"]
+    assert [text.get_text() for text in seen[0].get_yticklabels()] == list(TITLES.values())
+    assert list(TITLES) == list(CHANGES)
+    assert max(map(len, TITLES.values())) <= 30
+    for axis in seen:  # no effect lies outside
+        of_table = effects[effects.table == axis.get_title()].ratio.dropna()
+        assert axis.get_xlim()[0] <= of_table.min() <= of_table.max() <= axis.get_xlim()[1]
 
 
 def test_where_a_claim_stands_is_told_from_both_ends():
@@ -204,8 +215,8 @@ def test_where_a_claim_stands_is_told_from_both_ends():
             rows.append({"ladder": name, "step": step, "change": change, "claim": "1.2", "verdict": verdict})
     found = rungs.ends(pd.DataFrame(rows)).iloc[0]
     assert found["stands under"] == "definitions only"
-    assert found["verdict turns, adding"] == "baseline"
-    assert found["verdict turns, undoing"] == "start"
+    assert found["verdict turns, adding"] == TITLES["baseline"]
+    assert found["verdict turns, undoing"] == "start at x + eps"
 
 
 def test_tau_is_within_main_tasks():

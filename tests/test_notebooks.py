@@ -103,6 +103,7 @@ RQ3_TINY = {"balancers": ["gradnorm"], "many_steps": 3, "square_queries": 5}
     [
         ("rq1_auxiliary_tasks", "isd", RQ1_TINY, "rq1_vulnerability"),
         ("rq3_task_weights", "sd", RQ3_TINY, "rq3_vulnerability"),
+        ("rq3_task_weights", "di", RQ3_TINY, "rq3_vulnerability"),  # no weights are published for these
     ],
 )
 def test_notebooks_run_on_a_folder_with_three_parameters_changed(tmp_path, name, tasks, tiny, table):

@@ -1,3 +1,4 @@
+import pandas as pd
 import pytest
 import yaml
 
@@ -99,3 +100,17 @@ def test_the_check_may_run_again_in_the_same_kernel():
     parameters.check(namespace, parameters.RQ1)
     namespace["a_table"] = [1, 2]
     parameters.check(namespace, parameters.RQ1)
+
+
+def test_after_the_check_no_table_is_cut():
+    """As a cell's result, a plain table and a styled one."""
+    wide = pd.DataFrame([[f"{row} {column} {'long ' * 30}end" for column in range(30)] for row in range(80)])
+    with (
+        pd.option_context("display.max_rows", 60, "display.max_columns", 20, "display.max_colwidth", 50),
+        pd.option_context("styler.render.max_elements", 100),
+    ):
+        assert "..." in wide._repr_html_()
+        parameters.check(smoke(), parameters.RQ1)
+        for html in (wide._repr_html_(), wide.style.to_html()):
+            assert "..." not in html
+            assert html.count("end</td>") == 80 * 30

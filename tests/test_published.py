@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from mtrlib import published
+from mtrlib.tasks import TASKS, Task
 
 
 def test_table_1a_as_printed():
@@ -69,3 +73,20 @@ def test_ratios_of_printed_tables():
         assert found.cells == 20
         assert found.highest < 1
     assert published.ratio("2A apgd", "1A").highest == pytest.approx(135.4 / 12.93)
+
+
+def test_printed_numbers_stand_beside_the_papers_own_tasks_alone():
+    measured = pd.DataFrame(1.0, index=list("sdnh"), columns=list("sdnh"))
+    own = {
+        "s": replace(TASKS["s"], channels=7, class_names=tuple("abcdefg")),  # classes differ between data sets
+        "d": replace(TASKS["d"], error_name="absolute error"),
+        "n": TASKS["n"],
+        "h": Task("h", "height", "", 1),
+    }
+    (found,) = published.beside(measured, own, {"paper": published.vulnerability("1A")}).values()
+    assert list(found.index) == list(found.columns) == list("sdnh")
+    assert found.loc["n", "s"] == 7.43
+    assert found.loc[list("sn"), list("sn")].notna().all(axis=None)
+    assert found.notna().sum().sum() == 4
+    other = {letter: replace(task, name="another") for letter, task in own.items()}
+    assert published.beside(measured, other, {"paper": published.vulnerability("1A")}) == {}, "no blank panel"

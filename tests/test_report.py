@@ -82,9 +82,18 @@ def test_the_readme_shows_the_committed_results():
     table = report.markdown(results)
     assert table.count("\n") == 1 + len(published.claims()), "every claim of the paper"
     assert table in readme
+    assert report.changed(results) in " ".join(readme.split()), "what the published code changes"
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme)
     assert len(pictures) >= 2
     assert all((machine.root() / picture).is_file() for picture in pictures)
+
+
+def test_changed_verdicts_are_counted(tmp_path):
+    columns = ["claim", "definitions", "published behaviour", "stands under"]
+    rows = [["3.1 a", "disagrees", "agrees", "x"], ["3.2 b", "agrees", "agrees", "x"], ["3.3 c", "agrees", "?", "x"]]
+    tables.write(tmp_path, "fidelity", verdicts=pd.DataFrame(rows, columns=columns))
+    told = "2 of its 3 verdicts change with all that was published: "
+    assert report.changed(tmp_path) == told + "3.1 a (disagrees, then agrees); 3.3 c (agrees, then ?)."
 
 
 def test_committed_results_are_whole():

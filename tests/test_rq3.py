@@ -7,7 +7,7 @@ import torch
 import yaml
 from test_studies import errors_of
 
-from mtrlib import attacks, claims, machine, masking, parameters, studies, tables
+from mtrlib import attacks, claims, machine, masking, parameters, studies, tables, weights
 from mtrlib.specs import AttackSpec, ModelSpec
 from mtrlib.store import Store
 
@@ -33,6 +33,57 @@ def test_published_weights_tell_main_from_auxiliary_and_others_do_not(p):
     assert of["published"] == {"sd", "ds", "sn", "ns", "dn", "nd"}
     assert of["gradnorm"] == {"sd", "sn", "dn"}
     assert ("uniform", "sd", 1) in trained, "the source of transfer attacks, of another seed"
+
+
+def test_tasks_without_published_weights_are_left_out_of_that_weighting_alone(p):
+    some = changed(p, tasks="dsK", masked_pairs=["dK", "sd"], balancers=["gradnorm"])
+    assert some.weightings == ["uniform", "published", "gradnorm"]
+    assert some.without_published.startswith("No weights are published for dK, sK, Kd, Ks (main task first)")
+    cells = studies.rq3(some)
+    of = {w: {c.main + c.auxiliary for c in cells if c.panel == w} for w in some.weightings}
+    assert of["uniform"] == of["gradnorm"] == {main + other for main in "dsK" for other in "dsK"}
+    assert of["published"] == {"ss", "dd", "KK", "sd", "ds"}
+    searched = [(spec.weights, spec.tasks) for spec in masking.models(some)]
+    assert searched == [("uniform", "dK"), ("uniform", "sd"), ("published", "sd")]
+    none = changed(p, tasks="KA", masked_pairs=["sd"], balancers=[])
+    assert none.weightings == ["uniform"]
+    assert {spec.weights for spec in studies.models(studies.rq3(none))} == {"uniform"}
+    assert not p.without_published
+
+
+def test_weights_of_your_own_are_one_weighting_more(p):
+    own = changed(p, tasks="dK", masked_pairs=["dK"], balancers=[], own_weights={"dK": [1, 0.25]})
+    assert own.weightings == ["uniform", "own"]
+    cells = [cell for cell in studies.rq3(own) if cell.panel == "own"]
+    (model,) = {cell.evaluation.model for cell in cells if cell.main != cell.auxiliary}
+    assert model.tasks == "dK", "main task first"
+    assert weights.task_weights(model.weights, model.tasks) == (1.0, 0.25)
+    assert weights.balancer(model.weights, model.tasks) is None
+    with pytest.raises(ValueError, match="one number a task of 's'"):
+        ModelSpec(**{**dict(model), "tasks": "s"})
+    for wrong in ("1:0", "1:x", "1:inf", "none"):
+        with pytest.raises(ValueError, match="or positive numbers such as"):
+            ModelSpec(**{**dict(model), "weights": wrong})
+
+
+def test_a_claim_on_weights_that_no_pair_has_is_not_measured():
+    table = tables.vulnerabilities(attacked_errors({"pgd": TWO_BY_TWO, "apgd": TWO_BY_TWO}))
+    weighted = tables.against(table[table.main != table.auxiliary], "panel", "uniform")
+    told = claims.every_helps(weighted[weighted.setting == "pgd"], "3.1")
+    ratios = tables.mean_ratio(weighted, by=["setting", "attacked"])
+    wanted = pd.DataFrame({"setting": ["apgd"], "attacked": ["single"]})
+    same = claims.equivalent(wanted.merge(ratios), "3.3", 0.2)
+    assert claims.sentence(told) == claims.sentence(same) == "Not measured here."
+    other = claims.stronger(
+        pd.DataFrame([{"setting": "a", "ratio": 2.0, "low": 1.8, "high": 3.0, "cells": 4}]), "3.2", 1.5
+    )
+    found = claims.summary([told, same, other], "RQ3").set_index("number").verdict
+    assert found.to_dict() == {
+        "3.1": "not measured here",
+        "3.2": "agrees",
+        "3.3": "not measured here",
+        "3.4": "not measured here",
+    }
 
 
 def test_uniform_models_are_those_of_rq1(p):
@@ -68,6 +119,9 @@ def test_attacks_that_are_the_same_on_one_task_are_run_once(p):
         ({"attacks": ["pgd", "apgd"]}, "pgd, apgd, wgd and wgd_inverse"),
         ({"attacks": ["pgd", "apgd", "wgd", "deepfool"]}, "deepfool"),
         ({"balancers": ["uniform"]}, "gradnorm"),
+        ({"own_weights": {"sE": [1.0, 0.1]}}, "out of 'sd', found 'sE'"),
+        ({"own_weights": {"sd": [1.0]}}, "own_weights.sd: List should have at least 2"),
+        ({"own_weights": {"sd": [1.0, 0.0]}}, "own_weights.sd.1: Input should be greater than 0"),
         ({"masked_pairs": ["s"]}, "pairs of letters, found 's'"),
         ({"masked_pairs": ["sd", "ds"]}, "one order only"),
         ({"many_steps": 5}, "many_steps should be more than steps"),

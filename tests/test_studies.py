@@ -127,10 +127,54 @@ def test_claims_on_known_errors():
     assert told.verdict.to_list().count("not measured here") == 5
     assert "Claim 1.2" in claims.sentence(shares)
     findings = told.measured["1.2"].split("; ")
-    assert [finding.split(", asked: ")[1] for finding in findings] == ["below 95%: cannot tell at this size"] * 2
+    assert [finding.split(", the claim needs ")[1] for finding in findings] == [
+        "below 95%: cannot tell at this size"
+    ] * 2
     unasked = claims.summary([shares.assign(verdict=claims.NOT_CLAIMED)], "RQ1").set_index("number").loc["1.2"]
     assert unasked.verdict == "not measured here"
-    assert unasked.measured.split("; ")[0].endswith("] (the claim is not about this one)")
+    assert unasked.measured.split("; ")[0].endswith("] (shown for comparison)")
+
+
+def test_encoders_of_claims_are_those_of_the_paper_by_their_whole_names():
+    names = ["resnet50", "resnet152", "resnet18", "wide_resnet50_2", "resnet50_small", "timm/resnet50"]
+    shares = pd.DataFrame({"setting": names, "attacked": "single", "share": 0.1, "low": 0.0, "high": 0.3, "cells": 20})
+    told = claims.more_vulnerable(shares, "1.5")
+    assert told.verdict.to_list() == ["agrees"] * 2 + [claims.NOT_CLAIMED] * 4
+    assert told["where"].to_list()[3:] == [
+        "wide_resnet50_2, single",
+        "resnet50_small (a stand-in), single",
+        "timm/resnet50 (a stand-in), single",
+    ]
+    numbers = {f"{kind}{end}": 0.9 for kind in ("pearson", "spearman") for end in ("", "_low", "_high")}
+    found = pd.DataFrame([{"proxy": "cheaper encoder", "target": "target", "group": "pooled", **numbers}])
+    verdicts = {
+        pair: claims.surrogate(found, "4.2", 0.7, *pair).iloc[0]
+        for pair in (("resnet18", "resnet50"), ("resnet18", "resnet50_small"), ("resnet18_small", "resnet50"))
+    }
+    assert [told.verdict for told in verdicts.values()] == ["agrees", claims.NOT_CLAIMED, claims.NOT_CLAIMED]
+    where = "cheaper encoder as proxy of target, all main tasks together, resnet18"
+    assert [told["where"] for told in verdicts.values()] == [
+        f"{where} for resnet50",
+        f"{where} for resnet50_small (a stand-in)",
+        f"{where}_small (a stand-in) for resnet50",
+    ]
+
+
+def test_small_numbers_keep_their_digits_and_an_interval_without_end_is_told_in_words():
+    values = [0.0004321, 0.056, 0.0999, 0.1, 12.345, 1234.5, 1.2e-6, 0, -0.00123, float("inf")]
+    told = ["0.00043", "0.056", "0.100", "0.10", "12.35", "1,234", "1.2e-06", "0", "-0.0012", "unknown"]
+    assert [tables.number(value) for value in values] == told
+    cell = {"main": "s", "auxiliary": "s", "attacked": "single", "value": 0.0004, "low": 0.0001, "high": 0.001}
+    shown = tables.with_interval(pd.DataFrame([{**cell, "left_out": 0}]))
+    assert shown.loc["s", "s"] == "0.00040 [0.00010, 0.0010]"
+    ratios = pd.DataFrame({"setting": list("abc"), "ratio": [0.38, 0.003, 0.4], "cells": 2})
+    ratios["low"], ratios["high"] = [1e-9, 0.001, np.nan], [89981.17, 0.009, np.nan]
+    for rows in (claims.stronger(ratios, "3.2", 1.5), claims.equivalent(ratios, "3.3", 0.2)):
+        unknown, small, none = rows.measured
+        assert unknown == none == "of the ratio in the mean of 2 cells nothing is known"
+        assert rows.interval.to_list() == ["", "[0.0010, 0.0090]", ""]
+        assert small.startswith("0.0030 times")
+    assert "known, the claim needs above 1.5: cannot" in claims.sentence(claims.stronger(ratios, "3.2", 1.5))
 
 
 def test_growth_of_a_quadratic_error_is_two():
@@ -170,7 +214,9 @@ def test_spread_and_plateau_of_known_errors():
     verdicts = claims.spread(scaled, "1.6").verdict.to_list()
     assert verdicts == ["agrees", "cannot tell at this size"], "three times everything is no greater difference"
     plateau = claims.plateau(table, "1.6", 25)
-    assert plateau.measured[0] == "reached of 25 steps: joint 50%, single 50%"  # 0.8 of 1.6, alike for both
+    assert (
+        plateau.measured[0] == "of 25: joint attacks reach 50% of their final strength, single ones 50%,"
+    )  # 0.8 of 1.6, alike for both
     assert plateau.verdict[0] == "cannot tell at this size"
 
 

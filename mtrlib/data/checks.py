@@ -12,7 +12,7 @@ import pandas as pd
 from mtrlib import data
 from mtrlib.data import decoding
 from mtrlib.data.decoding import Arrays, Source
-from mtrlib.tasks import Task
+from mtrlib.tasks import Task, distinct
 
 IMAGES = "images"
 
@@ -145,5 +145,5 @@ def _with_masks(letter: str, source: Source, sizes: np.ndarray) -> Iterator[Arra
 
 
 def _named(task: Task, counts: np.ndarray) -> dict[str, int]:
-    names = task.class_names or tuple(map(str, range(task.channels)))
+    names = distinct(task.class_names or map(str, range(task.channels)))
     return dict(zip(names, counts.tolist(), strict=True))

@@ -9,7 +9,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from mtrlib.figures.style import STYLE, closed
-from mtrlib.tasks import TASKS, Task
+from mtrlib.tasks import TASKS, Task, distinct
 
 _CLASS_COLOURS = plt.get_cmap("tab20").colors
 
@@ -30,6 +30,7 @@ def images(
     """
     tasks = TASKS if tasks is None else tasks
     names = {letter: task.class_names for letter, task in tasks.items() if task.kind == "classes"} | {"s": classes}
+    names = {letter: distinct(found) for letter, found in names.items()}
     limits = _limits(rows, tasks)
     with plt.rc_context(STYLE):
         width = max(len(row) for row in rows.values())

@@ -10,10 +10,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mtrlib.figures.style import STYLE, closed, colour, letters_of, marker_of, named
-from mtrlib.tasks import canonical
+from mtrlib.tasks import Task, canonical
 
 
-def chains(table: pd.DataFrame, orders: list[str], *, background: bool = True) -> Figure:
+def chains(
+    table: pd.DataFrame, orders: list[str], *, background: bool = True, tasks: dict[str, Task] | None = None
+) -> Figure:
     """Adversarial vulnerability as tasks are added, a panel a weighting: one line an order, and at each step the colour
     and marker of the task that it adds.
 
@@ -22,6 +24,7 @@ def chains(table: pd.DataFrame, orders: list[str], *, background: bool = True) -
     table : as `marginal.vulnerabilities` gives it, of one panel and setting.
     orders : the orders to draw in black.
     background : draw all orders of the tasks in grey, and their mean.
+    tasks : definitions of the data set's tasks, for their names and units; None for the paper's.
     """
     styles = ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 3))]
     weightings = list(dict.fromkeys(table.weighting))
@@ -51,7 +54,8 @@ def chains(table: pd.DataFrame, orders: list[str], *, background: bool = True) -
             axis.set(xlabel="attacked tasks", title={"sum": "losses summed", "mean": "weights 1/N"}[weighting])
         axes[0][0].set_ylabel("adversarial vulnerability\n(unit of the losses)")
         handles = [
-            plt.Line2D([], [], color=colour(x), marker=marker_of(x), linestyle="", label=named(x)) for x in letters
+            plt.Line2D([], [], color=colour(x), marker=marker_of(x), linestyle="", label=named(x, tasks))
+            for x in letters
         ]
         handles += [plt.Line2D([], [], color="black", linestyle=style, label=order) for order, style in styled]
         if background:
@@ -60,7 +64,7 @@ def chains(table: pd.DataFrame, orders: list[str], *, background: bool = True) -
     return closed(figure)
 
 
-def predicted(steps: pd.DataFrame, names: dict[str, str]) -> Figure:
+def predicted(steps: pd.DataFrame, names: dict[str, str], tasks: dict[str, Task] | None = None) -> Figure:
     """Measured marginal vulnerability over what the theory predicts, a column a prediction and a row a norm, with the
     line of equality; the colour is that of the added task.
 
@@ -68,6 +72,7 @@ def predicted(steps: pd.DataFrame, names: dict[str, str]) -> Figure:
     ----------
     steps : marginals as `marginal.predictions` gives them, of one weighting, with a column `norm`.
     names : columns to draw, with their titles.
+    tasks : definitions of the data set's tasks, for their names and units; None for the paper's.
     """
     norms = list(dict.fromkeys(steps.norm))
     letters = letters_of(steps.added)
@@ -86,7 +91,8 @@ def predicted(steps: pd.DataFrame, names: dict[str, str]) -> Figure:
             axes[row][0].set_ylabel("measured")
         figure.supxlabel("predicted marginal vulnerability (unit of the losses)", fontsize=12)
         handles = [
-            plt.Line2D([], [], color=colour(x), marker=marker_of(x), linestyle="", label=named(x)) for x in letters
+            plt.Line2D([], [], color=colour(x), marker=marker_of(x), linestyle="", label=named(x, tasks))
+            for x in letters
         ]
         figure.legend(handles=handles, loc="outside right upper", frameon=False, title="task added")
     return closed(figure)

@@ -6,10 +6,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, NullLocator
 
+from mtrlib import tables
 from mtrlib.figures.style import STYLE, closed, colour, letters_of, marker_of, named, task_legend
-from mtrlib.tasks import TASKS
+from mtrlib.tasks import TASKS, Task
 
 
 def heat_maps(matrices: dict[str, pd.DataFrame], label: str) -> Figure:
@@ -38,8 +39,7 @@ def heat_maps(matrices: dict[str, pd.DataFrame], label: str) -> Figure:
                 if np.isfinite(value):
                     dark = abs(ratios[title][row, column]) > 0.6 * limit
                     text = {"color": "white" if dark else "black", "weight": "bold" if row == column else "normal"}
-                    number = f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
-                    axis.text(column, row, number, ha="center", va="center", **text)
+                    axis.text(column, row, tables.number(value), ha="center", va="center", **text)
             axis.set_xticks(range(len(matrix.columns)), matrix.columns)
             axis.set_yticks(range(len(matrix.index)), matrix.index)
             axis.set(xlabel="auxiliary task (diagonal: none)", ylabel="main task", title=title)
@@ -59,14 +59,16 @@ def _log_ratios(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(ratios) & (values > 0), ratios, np.nan)
 
 
-def errors(alone: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
+def errors(alone: pd.DataFrame, pairs: pd.DataFrame, tasks: dict[str, Task] | None = None) -> Figure:
     """The error of each main task under attack, by auxiliary task (the supplement's figures 1 to 11), three a row.
 
     Parameters
     ----------
     alone, pairs : the errors of single-task models and of two-task models, as `tables.mean_errors` gives them. A filled
         mark is an attack on the main task alone, an open one on both; the line is the single-task model.
+    tasks : definitions of the data set's tasks, for their names and units; None for the paper's.
     """
+    known = TASKS if tasks is None else tasks
     mains = list(dict.fromkeys(alone.main))
     with plt.rc_context(STYLE):
         columns = 2 if len(mains) == 4 else min(len(mains), 3)
@@ -93,7 +95,8 @@ def errors(alone: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
                     capsize=2,
                 )
             axis.set_xticks(range(len(letters)), letters)
-            axis.set(xlabel="auxiliary task", ylabel=TASKS[main].unit if main in TASKS else "error", title=named(main))
+            unit = known[main].unit if main in known else "error"
+            axis.set(xlabel="auxiliary task", ylabel=unit, title=named(main, tasks))
             axis.set_xlim(-0.6, len(letters) - 0.4)
         fill = {"filled: main task attacked": "0.4", "open: both attacked": "white"}
         handles = [
@@ -105,7 +108,9 @@ def errors(alone: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     return closed(figure)
 
 
-def lines(table: pd.DataFrame, xlabel: str, ylabel: str, *, log: bool = False) -> Figure:
+def lines(
+    table: pd.DataFrame, xlabel: str, ylabel: str, *, log: bool = False, tasks: dict[str, Task] | None = None
+) -> Figure:
     """One panel a main task, a line an auxiliary task over the settings of a study's panel, with 95 % intervals.
 
     Parameters
@@ -113,6 +118,7 @@ def lines(table: pd.DataFrame, xlabel: str, ylabel: str, *, log: bool = False) -
     table : as `tables.vulnerabilities` gives it, of one panel.
     xlabel, ylabel : names of the axes, with units.
     log : both axes logarithmic.
+    tasks : definitions of the data set's tasks, for their names and units; None for the paper's.
     """
     mains = letters_of(table.main)
     with plt.rc_context(STYLE):
@@ -137,11 +143,13 @@ def lines(table: pd.DataFrame, xlabel: str, ylabel: str, *, log: bool = False) -
                 )
             if log:
                 axis.set(xscale="log", yscale="log")
+                axis.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False))
+                axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
             axis.set_xticks(x, [f"{value:g}" for value in x])
             axis.xaxis.set_minor_locator(NullLocator())
             axis.set(title=f"main task {main}", xlabel=xlabel)
         axes[0][0].set_ylabel(ylabel)
-        task_legend(figure, letters_of(table.auxiliary))
+        task_legend(figure, letters_of(table.auxiliary), tasks)
     return closed(figure)
 
 
@@ -191,7 +199,7 @@ def ratios(table: pd.DataFrame, label: str, xlabel: str) -> Figure:
     return closed(figure)
 
 
-def proxies(cells: pd.DataFrame, target: str, names: list[str]) -> Figure:
+def proxies(cells: pd.DataFrame, target: str, names: list[str], tasks: dict[str, Task] | None = None) -> Figure:
     """The target over each proxy, three panels a row, both logarithmic where they are above 0.
 
     Parameters
@@ -199,6 +207,7 @@ def proxies(cells: pd.DataFrame, target: str, names: list[str]) -> Figure:
     cells : as `selection.pivot` gives it. The colour is the main task, the marker the auxiliary one ("x" without one);
         rings mark each main task's choice by the proxy, squares the best one.
     target, names : the column on the vertical axis, those on the horizontal ones.
+    tasks : definitions of the data set's tasks, for their names and units; None for the paper's.
     """
     mains = letters_of(cells.main)
     with plt.rc_context(STYLE):
@@ -226,7 +235,10 @@ def proxies(cells: pd.DataFrame, target: str, names: list[str]) -> Figure:
             axis.set(xlabel=f"{name}\n({_unit(name)})")
         for row in axes:
             row[0].set_ylabel(f"{target}\n({_unit(target)})")
-        colours = [plt.Line2D([], [], color=colour(x), marker="o", linestyle="", label=f"main {x}") for x in mains]
+        colours = [
+            plt.Line2D([], [], color=colour(x), marker="o", linestyle="", label=f"main {named(x, tasks)}")
+            for x in mains
+        ]
         shapes = [plt.Line2D([], [], color="0.4", marker=marker_of(x), linestyle="", label=f"with {x}") for x in mains]
         shapes.append(plt.Line2D([], [], color="0.4", marker="x", linestyle="", label="alone"))
         for ring, what in (("o", "the proxy's choice"), ("s", "the best choice")):

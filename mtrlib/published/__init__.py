@@ -11,7 +11,7 @@ from importlib.resources import files
 import numpy as np
 import pandas as pd
 
-from mtrlib.tasks import TASKS
+from mtrlib.tasks import TASKS, Task
 
 # The encoders of the supplement's Tables 2 to 6.
 ENCODERS = {"resnet18": "2", "resnet50": "3", "xception_small": "4", "wide_resnet50_2": "5", "resnet152": "6"}
@@ -53,6 +53,20 @@ def vulnerability(table: str = "1A", attacked: str = "single", tasks: str | None
         raise ValueError(f"There is no single published table {table!r} with attacked = {attacked!r}.")
     letters = [letter for letter in (tasks or TASKS) if tasks or letter in set(rows.main)]
     return rows.pivot(index="main", columns="auxiliary", values="value").reindex(index=letters, columns=letters)
+
+
+def beside(measured: pd.DataFrame, tasks: dict[str, Task], printed: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Printed matrices in the shape of a measured one, to stand beside it: numbers of the paper's own tasks alone.
+
+    Parameters
+    ----------
+    measured : main x auxiliary, as `tables.matrix` gives it.
+    tasks : definitions of the data set, by letter. Under a letter that it defines anew nothing printed stands.
+    printed : by title. Those of which nothing is left are left out.
+    """
+    own = [letter for letter in measured.index if letter in tasks and tasks[letter].is_papers]
+    shaped = {title: matrix.reindex(index=own, columns=own) for title, matrix in printed.items()}
+    return {title: matrix.reindex_like(measured) for title, matrix in shaped.items() if matrix.notna().any(axis=None)}
 
 
 def more_vulnerable(table: str) -> pd.Series:
