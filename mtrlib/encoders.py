@@ -2,7 +2,9 @@
 for 64-pixel images, and any of the library timm that gives feature maps.
 
 A `*_small` encoder is the network of its name with half the channels, a 3 x 3 stem of stride 2 without max-pooling and
-output stride 8, so that a 64-pixel image keeps the 8 x 8 latent that a 256-pixel image has in the paper.
+output stride 8, so that a 64-pixel image keeps the 8 x 8 latent that a 256-pixel image has in the paper. A `*_tiny`
+encoder is the `*_small` one with a quarter of its channels, and so are its decoders: a fourteenth of the operations,
+for runs that are to be short on any machine.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 # Pixels of the image to one of the latent.
 _STRIDES = {"resnet18": 32, "resnet50": 32, "resnet152": 32, "wide_resnet50_2": 32, "xception_small": 16}
-_STRIDES |= {"resnet18_small": 8, "resnet50_small": 8, "wide_resnet50_2_small": 8}
+_STRIDES |= {"resnet18_small": 8, "resnet50_small": 8, "wide_resnet50_2_small": 8, "resnet18_tiny": 8}
 ENCODERS = tuple(_STRIDES)
 TIMM = "timm/"
 
@@ -66,21 +68,24 @@ def build(name: str, pretrained: bool = False) -> tuple[nn.Module, int]:
         raise ValueError(f"Parameter pretrained should be false for {name}: only timm/<name> has trained weights.")
     if name == "xception_small":
         return _xception(), 256
-    if name.endswith("_small"):
-        return _small_resnet(name.removesuffix("_small"))
+    if name.endswith(("_small", "_tiny")):
+        network, _, size = name.rpartition("_")
+        return _small_resnet(network, 8 if size == "tiny" else 32)
     network = getattr(resnet, name)(weights=None)
     parts = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
     return nn.Sequential(OrderedDict((part, getattr(network, part)) for part in parts)), network.fc.in_features
 
 
-def _small_resnet(name: str) -> tuple[nn.Module, int]:
+def _small_resnet(name: str, narrowest: int) -> tuple[nn.Module, int]:
+    """A ResNet whose first stage has so many channels."""
     counts = {"resnet18": (2, 2, 2, 2)}.get(name, (3, 4, 6, 3))
     block = BasicBlock if name == "resnet18" else Bottleneck
     group = {"base_width": 128} if name.startswith("wide") else {}
-    layers: dict[str, nn.Module] = {"conv1": nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False)}
-    layers |= {"bn1": nn.BatchNorm2d(32), "relu": nn.ReLU()}
-    before = 32
-    for i, (count, width, step) in enumerate(zip(counts, (32, 64, 128, 256), (1, 2, 2, 1), strict=True), start=1):
+    layers: dict[str, nn.Module] = {"conv1": nn.Conv2d(3, narrowest, 3, stride=2, padding=1, bias=False)}
+    layers |= {"bn1": nn.BatchNorm2d(narrowest), "relu": nn.ReLU()}
+    before = narrowest
+    for i, (count, step) in enumerate(zip(counts, (1, 2, 2, 1), strict=True), start=1):
+        width = narrowest * 2 ** (i - 1)
         after = width * block.expansion
         shortcut = None
         if step != 1 or before != after:

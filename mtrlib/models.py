@@ -2,7 +2,7 @@
 
 The encoders are those of `encoders`. The decoder is that of Taskonomy as the authors use it: 2 x 2 transposed
 convolutions of stride 2, as many as bring the latent back to the size of the image (five from stride 32), no skip
-connections. `xception_small` has one of its own.
+connections; those of `*_tiny` encoders are as much narrower as these. `xception_small` has one of its own.
 """
 
 from __future__ import annotations
@@ -244,7 +244,9 @@ def _decoder(encoder: str, latent: int, channels: int) -> nn.Module:
     if encoder == "xception_small":
         return encoders.XceptionDecoder(channels)
     stages = encoders.stride(encoder).bit_length() - 1
-    widths = (128, 64, 32) if encoder.endswith("_small") else (256, 128, 64, 48, 32)[5 - stages :]
+    widths = (256, 128, 64, 48, 32)[5 - stages :]
+    if encoder.endswith(("_small", "_tiny")):
+        widths = (128, 64, 32) if encoder.endswith("_small") else (32, 16, 8)
     layers: dict[str, nn.Module] = {}
     for stage, width in enumerate(widths):
         before = latent if stage == 0 else widths[stage - 1]

@@ -38,6 +38,16 @@ def test_a_small_encoder_has_half_the_channels(name):
         assert half.shape[0] == large.shape[0] // 2
 
 
+def test_a_tiny_encoder_and_its_decoders_have_a_quarter_of_the_channels():
+    """Of the small one's; images and outputs apart."""
+    small, tiny = (models.build(name, "sd", classes=12) for name in ("resnet18_small", "resnet18_tiny"))
+    kept = {3, 1, 12}
+    for (key, large), (other, quarter) in zip(small.named_parameters(), tiny.named_parameters(), strict=True):
+        assert key == other
+        for many, few in zip(large.shape[:2], quarter.shape[:2], strict=True):
+            assert few == (many if many in kept else many // 4), key
+
+
 def test_any_timm_network_that_gives_feature_maps_is_an_encoder():
     """A convolutional one and a plain transformer, at a size that neither was trained for; the same for a seed."""
     images = torch.rand(1, 3, 64, 64)
@@ -92,7 +102,7 @@ def shaken(model: models.MultiTaskModel) -> models.MultiTaskModel:
     return model.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("encoder", ["resnet18_small", "resnet50_small", "resnet18", "xception_small"])
+@pytest.mark.parametrize("encoder", ["resnet18_small", "resnet50_small", "resnet18_tiny", "resnet18", "xception_small"])
 def test_folding_batch_norms_changes_outputs_by_rounding_only(encoder):
     """And leaves none of them, nor anything of the model that it was given, changed."""
     model = shaken(models.build(encoder, "sd", seed=0))
@@ -154,7 +164,8 @@ def test_heads_of_every_encoder_are_named_by_task():
 
 
 @pytest.mark.parametrize(
-    ("encoder", "size", "latent"), [("resnet18", 64, 2), ("resnet18_small", 64, 8), ("xception_small", 64, 4)]
+    ("encoder", "size", "latent"),
+    [("resnet18", 64, 2), ("resnet18_small", 64, 8), ("resnet18_tiny", 64, 8), ("xception_small", 64, 4)],
 )
 def test_outputs_have_the_size_of_the_image(encoder, size, latent):
     model = models.build(encoder, "sdn", seed=0).eval()
