@@ -19,6 +19,8 @@ PRECISION ?= auto
 CHOSEN = $(if $(filter command line,$(origin NOTEBOOKS)),notebooks=$(shell echo $(NOTEBOOKS) | tr ' ' ,))
 ENGINE = $(BIN)/snakemake --workflow-profile $(PROFILE) --config params=params/$(TIER) pack=$(PACK) precision=$(PRECISION) $(CHOSEN)
 
+# Threads that wait for others give their core back, also to other programs.
+export OMP_WAIT_POLICY ?= passive
 # The errors in place of training, where a target says so.
 RELEASED =
 
@@ -59,7 +61,7 @@ report: .venv/installed
 	$(BIN)/python -m mtrlib report $(RESULTS)
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env \
+	$(BIN)/python -m pytest --durations=25 --nbval-lax --nbval-current-env \
 	    --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600 tests notebooks
 
 # On Debian or Ubuntu, as root; says so and passes where Slurm is not there and cannot be installed.

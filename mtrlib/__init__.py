@@ -4,4 +4,10 @@ Ghamizi, Cordy, Papadakis, Le Traon, AAAI 2022 (arXiv 2110.15053). The notebooks
 the product; this package is the thin library under them.
 """
 
+import os
+
+# Read by OpenMP as PyTorch loads: threads that wait give their core back. Beside other programs on the machine, threads
+# that spin make training several times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 __version__ = "0.1.0"

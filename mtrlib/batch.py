@@ -23,7 +23,7 @@ import yaml
 from filelock import FileLock
 
 import mtrlib
-from mtrlib import data, ladder, machine, studies
+from mtrlib import data, ladder, machine, sealed, studies
 from mtrlib.parameters import RQ1, RQ2, RQ3, RQ4, Fidelity, NewDataset, Parameters, Tour, check
 from mtrlib.specs import Evaluation, ModelSpec
 from mtrlib.store import Store
@@ -211,7 +211,7 @@ def notebook(needs: Needs, name: str) -> Path:
         done.metadata.papermill.update({key: os.path.relpath(at, machine.root()) for key, at in places.items()})
         nbformat.write(done, partial)
         os.replace(partial, finished)
-        finished.with_suffix(".html").write_text(HTMLExporter().from_notebook_node(done)[0], encoding="utf-8")
+        sealed.write(finished.with_suffix(".html"), HTMLExporter().from_notebook_node(done)[0].encode())
         _touch(mark)
     return finished
 

@@ -11,7 +11,7 @@ import pandas as pd
 from jinja2 import Environment
 from nbconvert import HTMLExporter
 
-from mtrlib import published
+from mtrlib import published, sealed
 
 # What a verdict looks like: a sign beside the colour, for those who cannot tell colours apart.
 SIGNS = {"agrees": "✓", "disagrees": "✗", "cannot tell at this size": "?", "not measured here": "–"}
@@ -66,7 +66,7 @@ def write(folder: Path) -> Path:
         others={name: html for name, html in notebooks.items() if not name.startswith(("rq", "fidelity"))},
     )
     index = folder / "index.html"
-    index.write_text(html, encoding="utf-8")
+    sealed.write(index, html.encode())
     return index
 
 
@@ -122,5 +122,5 @@ def _render(path: Path) -> str:
     exporter = HTMLExporter(embed_images=True)
     exporter.mathjax_url = ""
     html, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
-    path.with_suffix(".html").write_text(html, encoding="utf-8")
+    sealed.write(path.with_suffix(".html"), html.encode())
     return path.with_suffix(".html").name

@@ -1,23 +1,16 @@
 """The benchmark runs and counts what it says; how fast this machine is, no test asks."""
 
-import importlib.util
 import json
 from argparse import Namespace
 
 import pandas as pd
 import pytest
 import torch
+from oracles import script
 
 from mtrlib import attacks, machine
 
 OPTIONS = Namespace(encoder="resnet18_small", size=16, batch=2, repeats=1)
-
-
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, machine.root() / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def beside(name: str, monkeypatch):

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
+from oracles import script
 from safetensors import safe_open
-from test_benchmarks import script
 
 from mtrlib import data, sealed
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
@@ -275,3 +275,31 @@ def test_a_notebook_repeats_its_tables_also_when_it_is_killed_at_every_stage(tmp
         whole(folder)
     assert notebook(folder).wait() == 0
     assert written(folder) == expected
+
+
+HALF = """
+import os, signal, sys
+from pathlib import Path
+from mtrlib import data
+write = Path.write_bytes
+def killed(path, content):
+    if "train_0002.npy" in path.name:
+        write(path, content[: len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(path, content)
+Path.write_bytes = killed
+data.write_example(sys.argv[1], 4, 2)
+"""
+
+
+def test_an_example_whose_writer_is_killed_within_a_file_has_no_half_of_one(tmp_path):
+    folder = tmp_path / "example"
+    done = subprocess.run([sys.executable, "-c", HALF, str(folder)], cwd=Path(__file__).parents[1])
+    assert done.returncode == -signal.SIGKILL
+    assert (folder / "inverse" / "train_0001.npy").exists()
+    assert not (folder / "inverse" / "train_0002.npy").exists()
+    whole(folder)
+    data.write_example(folder, 4, 2)
+    files = [path.name for path in folder.rglob("*") if path.is_file()]
+    assert len(files) == 1 + 5 * 6
+    assert not [name for name in files if name.startswith(".")]

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from test_studies import errors_of
+from oracles import errors_of
 
 from mtrlib import attacks, claims, machine, masking, parameters, studies, tables, weights
 from mtrlib.specs import AttackSpec, ModelSpec

@@ -143,7 +143,7 @@ def test_costs_and_the_first_order_of_trained_models(p, tmp_path):
         "panel_images": 2,
         "steps": 2,
     }
-    p = parameters.RQ4(**{**p.model_dump(), **small, "surrogate": "resnet18", "size": 64})
+    p = parameters.RQ4(**{**p.model_dump(), **small})
     cells, store = studies.rq4(p), Store(tmp_path)
     for spec in studies.models(cells):
         store.model(spec)

@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from oracles import errors_of
 
 from mtrlib import claims, machine, parameters, studies, tables
 
@@ -65,20 +66,6 @@ def test_panels_reuse_the_evaluations_of_the_table(p):
     table = {cell.evaluation for cell in cells if cell.panel == "table"}
     for panel in ("norm", "eps", "steps", "epochs"):
         assert table & {cell.evaluation for cell in cells if cell.panel == panel}
-
-
-def errors_of(factors: dict[tuple[str, str], float], images: int = 40, panel: str = "table") -> pd.DataFrame:
-    """An errors table in which a model's error grows by a known factor."""
-    g = np.random.default_rng(0)
-    clean = g.uniform(0.5, 1.5, images)
-    noise = g.normal(0, 0.01, images)
-    frames = []
-    for (main, auxiliary), factor in factors.items():
-        for attacked in ("single",) if main == auxiliary else ("single", "joint"):
-            rows = {"clean_error": clean, "adversarial_error": clean * (factor + noise)}
-            keys = {"panel": panel, "setting": "linf", "attacked": attacked, "main": main, "auxiliary": auxiliary}
-            frames.append(pd.DataFrame({**rows, **keys, "seed": 0, "image_id": range(images)}))
-    return pd.concat(frames, ignore_index=True)
 
 
 FACTORS = {("s", "s"): 3.0, ("s", "d"): 2.0, ("d", "d"): 3.0, ("d", "s"): 4.0}

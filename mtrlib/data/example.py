@@ -6,6 +6,7 @@ task that the paper does not have: inverse depth, which is left out beyond five 
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def _write_all(folder: Path, text: str, sizes: dict[str, int], seed: int) -> Non
     for name in ("images", "segments", "depth", "normals", "inverse"):
         (folder / name).mkdir(exist_ok=True)
         for old in (folder / name).iterdir():
-            if re.fullmatch("(train|test)_[0-9]{4,}", old.stem):
+            if re.fullmatch(r"\.?(train|test)_[0-9]{4,}\.(png|npy)(\.partial)?", old.name):
                 old.unlink()
     for split, number in sizes.items():
         rooms = load("rooms", tasks="sdn", split=split, size=64, limit=number, seed=seed)
@@ -115,5 +116,9 @@ def _write(folder: Path, name: str, rooms, row: int, numbers: np.ndarray) -> Non
         "normals": normals.transpose(1, 2, 0),
     }
     for kind, values in pictures.items():
-        Image.fromarray(np.ascontiguousarray(values)).save(folder / kind / f"{name}.png")
-    np.save(folder / "inverse" / f"{name}.npy", inverse)
+        content = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(values)).save(content, format="PNG")
+        sealed.write(folder / kind / f"{name}.png", content.getvalue())
+    content = io.BytesIO()
+    np.save(content, inverse)
+    sealed.write(folder / "inverse" / f"{name}.npy", content.getvalue())

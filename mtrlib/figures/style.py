@@ -3,6 +3,7 @@ colour-blind can tell apart)."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from string import ascii_letters
 
@@ -35,13 +36,16 @@ def marker_of(letter: str) -> str:
 
 
 def write(folder: Path, name: str, **figures: Figure) -> None:
-    """Write figures as `<folder>/<name>_<figure>.png`, at 100 dots an inch, and as `.svg`; the same figure gives the
-    same bytes."""
+    """Write figures as `<folder>/<name>_<figure>.png`, at 100 dots an inch, and as `.svg`, each whole or not at
+    all; the same figure gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     for title, figure in figures.items():
-        figure.savefig(folder / f"{name}_{title}.png", dpi=100)
-        with plt.rc_context({"svg.hashsalt": title}):
-            figure.savefig(folder / f"{name}_{title}.svg", metadata={"Date": None})
+        for kind, options in (("png", {"dpi": 100}), ("svg", {"metadata": {"Date": None}})):
+            path = folder / f"{name}_{title}.{kind}"
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            with plt.rc_context({"svg.hashsalt": title}):
+                figure.savefig(temporary, format=kind, **options)
+            os.replace(temporary, path)
 
 
 def letters_of(found) -> list[str]:
