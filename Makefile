@@ -27,9 +27,10 @@ RELEASED =
 .PHONY: reproduce reanalyse release batch batch-plan notebooks report test test-slurm lint audit clean
 .DELETE_ON_ERROR:
 
-# The tour is left out: it shows what a model predicts, so that it has to be trained.
+# Not those that show what a model predicts: they have to train one.
+READ = $(filter-out tour new_dataset,$(NOTEBOOKS))
 reanalyse: RELEASED = -p released $(RESULTS)/errors.parquet
-reanalyse: NOTEBOOKS := $(filter-out tour new_dataset,$(NOTEBOOKS))
+reanalyse: NOTEBOOKS := $(READ)
 
 reproduce reanalyse: .venv/installed
 	@mkdir -p $(OUT)
@@ -49,7 +50,7 @@ batch-plan: .venv/installed
 
 # After make batch: what it computed, in one file.
 release: .venv/installed
-	$(BIN)/python -m mtrlib release params/$(TIER) $(RESULTS)
+	$(BIN)/python -m mtrlib release params/$(TIER) $(RESULTS) --notebooks $(shell echo $(READ) | tr ' ' ,)
 
 # Execute the committed notebooks again, in place, with their defaults.
 notebooks: .venv/installed
