@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mtrlib.attacks import NORMS, Losses, ball
+from mtrlib.attacks.losses import refuse_inference
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def gradients(losses: Losses, images: Tensor) -> Tensor:
     -------
     (T, B, 3, H, W), of the dtype of the images.
     """
+    refuse_inference(images)
     point = images.detach().requires_grad_()
     with torch.enable_grad():
         rows = ball.checked(losses(point), point)
@@ -193,6 +195,7 @@ def second_order(losses: Losses, images: Tensor, eps: float, norm: str) -> tuple
     -------
     first, second : (B,) each.
     """
+    refuse_inference(images)
     point = images.detach().requires_grad_()
     with torch.enable_grad():
         total = ball.checked(losses(point), point).sum()

@@ -143,13 +143,137 @@ def test_models_are_left_as_they_are(name):
     model.decoders.eval()
     model.encoder.conv1.weight.requires_grad_(False)
     before = [(p.requires_grad, p.grad) for p in model.parameters()]
+    state = {key: value.clone() for key, value in model.state_dict().items()}  # the statistics of batch norm among it
     modes = [module.training for module in model.modules()]
     images = grey(2, 16)
     targets = {"s": torch.zeros(2, 16, 16, dtype=torch.long), "d": torch.rand(2, 1, 16, 16)}
     run(name, attacks.task_losses(model, targets, None, "sd"), images, steps=2)
     assert [(p.requires_grad, p.grad) for p in model.parameters()] == before
     assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert not images.requires_grad
+
+
+def test_a_model_in_training_mode_is_attacked_as_in_evaluation_mode():
+    images, targets = grey(2, 16), {"d": torch.rand(2, 1, 16, 16, generator=seeded())}
+    found = []
+    for mode in (True, False):
+        model = models.build("resnet18_small", "d", seed=0).train(mode)
+        found.append(run("pgd", attacks.task_losses(model, targets, None, "d"), images, steps=2))
+    assert torch.equal(*found)
+
+
+@every
+def test_inference_mode_is_refused_in_one_line(name):
+    model = models.build("resnet18_small", "d", seed=0).eval()
+    targets = {"d": torch.rand(2, 1, 16, 16)}
+    losses = attacks.task_losses(model, targets, None, "d")
+    with torch.no_grad():
+        assert run(name, losses, grey(2, 16), steps=1).shape == (2, 3, 16, 16)
+    with torch.inference_mode():
+        images, labels = grey(2, 16), {"d": targets["d"].clone()}
+        with pytest.raises(ValueError, match=r"outside torch\.inference_mode"):
+            run(name, losses, grey(2, 16), steps=1)
+    with pytest.raises(ValueError, match=r"outside torch\.inference_mode"):
+        run(name, losses, images, steps=1)
+    with pytest.raises(ValueError, match=r"outside torch\.inference_mode"):
+        attacks.task_losses(model, labels, None, "d")
+
+
+@every
+@pytest.mark.parametrize("eps", [1 / 255, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@both_norms
+def test_small_budgets_in_every_dtype_are_used_and_kept(name, norm, dtype, eps):
+    """In l2 rounding takes points out of the ball: they are shrunk, and never thrown away for the clean image."""
+    images = torch.randint(0, 256, (6, 3, 64, 64), generator=seeded()).div(255).to(dtype)
+    weights = torch.randn(1, 3, 64, 64, generator=seeded(3), dtype=torch.float64)
+    losses = lambda points: (points.double() * weights).sum(dim=(1, 2, 3))[None] + 1e3  # noqa: E731
+    found = run(name, losses, images, eps=eps, steps=10, norm=norm)
+    assert found.dtype == dtype
+    assert found.min() >= 0
+    assert found.max() <= 1
+    change = found.double() - images.double()
+    size = change.flatten(1).abs().amax(dim=1) if norm == "linf" else lengths(change)
+    assert size.max() <= eps
+    assert size.min() > (0.5 * eps if dtype in (torch.float32, torch.float64) else 0)
+    if name != "square":
+        assert (losses(found) > losses(images)).all()
+
+
+@pytest.mark.parametrize("name", ["bim", "mim", "apgd", "wgd on apgd"])
+def test_rounding_costs_little_of_a_small_l2_budget(name):
+    images = torch.rand(6, 3, 128, 128, generator=seeded())
+    found = run(name, curved, images, eps=1 / 255, steps=10, norm="l2")
+    size = lengths(found.double() - images.double())
+    assert size.max() <= 1 / 255
+    assert size.min() > 0.95 / 255
+
+
+@every
+@pytest.mark.parametrize("odd", [math.nan, -math.inf])
+@pytest.mark.parametrize("of", [1, 2])
+def test_a_point_whose_loss_is_no_number_costs_nothing_else(name, odd, of):
+    """The first call of one run is spoiled, in one task or both, for the first of three images."""
+    images, calls = grey(3), 0
+
+    def spoiled(points):
+        nonlocal calls
+        calls += 1
+        rows = curved(points)
+        there = torch.zeros_like(rows)
+        there[:of, 0] = odd if calls == 1 else 0.0
+        return rows + there
+
+    found, plain = run(name, spoiled, images), run(name, curved, images)
+    gain, expected = ((curved(x) - curved(images)).sum(dim=0) for x in (found, plain))
+    assert torch.equal(found[1:], plain[1:])
+    assert gain[0] > 0.3 * expected[0]
+
+
+@every
+def test_an_image_that_never_has_a_loss_comes_back_and_costs_no_other(name):
+    def spoiled(points):
+        return torch.where(torch.tensor([True, False, False]), math.nan, curved(points))
+
+    images = grey(3)
+    found = run(name, spoiled, images)
+    assert torch.equal(found[0], images[0])
+    assert torch.equal(found[1:], run(name, curved, images)[1:])
+
+
+@every
+@both_norms
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_values_of_a_gradient_that_are_no_numbers_cost_no_others(name, odd, norm):
+    """The gradient of a quarter of one image's values is spoiled at every point."""
+
+    class Spoil(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, points):
+            return points.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            gradient = gradient.clone()
+            gradient[0, :, :4, :4] = odd
+            return gradient
+
+    images, losses = grey(3), lambda points: curved(Spoil.apply(points))
+    found, plain = run(name, losses, images, norm=norm), run(name, curved, images, norm=norm)
+    assert found.isfinite().all()
+    assert torch.equal(found[1:], plain[1:])
+    if norm == "linf":
+        assert (curved(found) - curved(images))[:, 0].sum() > 0.3 * (curved(plain) - curved(images))[:, 0].sum()
+
+
+def test_the_weights_of_the_tasks_are_numbers_whatever_the_losses():
+    odd = [0.0, 1e-30, 1.0, 1e30, math.inf, math.nan]
+    losses, first = (grid.flatten() for grid in torch.meshgrid(torch.tensor(odd), torch.tensor(odd), indexing="ij"))
+    losses, first = (torch.stack([values, torch.full_like(values, 2.0)]) for values in (losses, first))
+    for rate in ("definition", "inverse"):
+        rates = attacks.task_attack_rates(losses, first, rate)
+        torch.testing.assert_close(rates.mean(dim=0), torch.ones(36))
 
 
 @pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"square"}))
@@ -381,6 +505,35 @@ def test_cospgd_weighs_pixels_by_the_cosine_with_their_label(dense):
     pixels = cosine * F.cross_entropy(output, targets["s"], reduction="none")
     (by_hand,) = torch.autograd.grad((pixels[0, 0, :3].sum() / 3), points)
     torch.testing.assert_close(found, by_hand)
+
+
+@pytest.mark.parametrize("kind", attacks.DENSE)
+def test_what_lies_under_a_mask_changes_no_loss_and_no_gradient(kind):
+    model = models.build("resnet18_small", "sd", seed=0).eval()
+    images = grey(2, 16)
+    targets = {"s": torch.randint(0, 18, (2, 16, 16)), "d": torch.rand(2, 1, 16, 16)}
+    mask = torch.rand(2, 16, 16, generator=seeded()) > 0.3
+    found = []
+    for label, value in ((None, None), (255, math.nan), (-1, math.inf), (18, 1e38)):
+        t = {k: v.clone() for k, v in targets.items()}
+        if label is not None:
+            t["s"][~mask], t["d"][~mask[:, None]] = label, value
+        losses = attacks.task_losses(model, t, {"s": mask, "d": mask}, "sd", dense=kind)
+        points = images.clone().requires_grad_()
+        rows = losses(points)
+        found.append(torch.cat([rows.flatten(), torch.autograd.grad(rows.sum(), points)[0].flatten()]))
+    assert found[0].isfinite().all()
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize("kind", ["segpgd", "cospgd"])
+def test_an_infinite_loss_stays_infinite(kind):
+    model = lambda images, tasks: {"s": torch.cat([images[:, :1], images[:, :1] * math.inf], dim=1)}  # noqa: E731
+    images, targets = torch.ones(1, 3, 2, 2), {"s": torch.zeros(1, 2, 2, dtype=torch.long)}
+    plain, dense = (attacks.task_losses(model, targets, None, "s", dense=d) for d in ("cross_entropy", kind))
+    points = images.requires_grad_()
+    assert torch.equal(dense(points).isfinite(), plain(points).isfinite())
+    torch.testing.assert_close(dense(points), plain(points), equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", ["segpgd", "cospgd"])
