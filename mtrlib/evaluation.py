@@ -33,7 +33,7 @@ def attack_batch(
     attack, precision : what to do, and the precision of the convolutions while doing it.
     generator : of the random starts.
     without_gradient : a list that gains a tensor (B,) bool, true where the first gradient that the attack takes is zero
-        in every pixel; none of an attack that takes no gradients.
+        (or not a number) in every pixel; none of an attack that takes no gradients.
     """
     images, targets, masks = batch
     model = for_attack(model, precision)
@@ -125,14 +125,15 @@ def errors(
 
 
 def _watched(losses: attacks.Losses, without_gradient: list[Tensor]) -> attacks.Losses:
-    """The same losses; `without_gradient` gains where the first gradient taken of them is zero. No pass is added."""
+    """The same losses; `without_gradient` gains where the first gradient taken of them is none, NaN being none as
+    for attacks. No pass is added."""
     watching = True
 
     def watched(images: Tensor) -> Tensor:
         nonlocal watching
         if watching and images.requires_grad:
             watching = False
-            images.register_hook(lambda gradient: without_gradient.append(~gradient.flatten(1).any(dim=1)))
+            images.register_hook(lambda grad: without_gradient.append(~grad.nan_to_num().flatten(1).any(dim=1)))
         return losses(images)
 
     return watched

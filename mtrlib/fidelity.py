@@ -20,7 +20,7 @@ from mtrlib.attacks import ball
 from mtrlib.data import Dataset
 from mtrlib.models import MultiTaskModel
 from mtrlib.specs import AttackSpec
-from mtrlib.tasks import definitions, mean_over_valid, parse
+from mtrlib.tasks import definitions, mean_over_valid, parse, under_mask
 
 # In the order of the ladder. What is not changed is as the library defines it.
 CHANGES = {
@@ -103,6 +103,7 @@ def task_losses(
     if "class weights" not in changes:
         return attacks.task_losses(model, targets, masks, tasks)
     defined = definitions(model)
+    targets = {letter: under_mask(targets[letter], masks[letter]) for letter in tasks}
 
     def losses(images: Tensor) -> Tensor:
         outputs = model(images, tasks)

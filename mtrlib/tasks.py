@@ -86,13 +86,14 @@ class Task:
         ----------
         output : (B, C, H, W), logits or values.
         target : (B, H, W) class indices, or (B, C, H, W) values in the range of the output.
-        mask : (B, H, W) bool, true where the label is valid; None where all are.
+        mask : (B, H, W) bool, true where the label is valid; None where all are. Where it is false the target may hold
+            anything: no class at all, NaN, infinity.
 
         Returns
         -------
         (B,), float32. Mean over valid pixels; 0 for an image without any.
         """
-        return mean_over_valid(self.pixel_loss(output, target), mask)
+        return mean_over_valid(self.pixel_loss(output, under_mask(target, mask)), mask)
 
     def pixel_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """The loss of each pixel, (B, H, W), float32. Parameters as in `loss`."""
@@ -103,6 +104,7 @@ class Task:
 
         Shapes as in `loss`. Returns (B,), float32; NaN for an image without valid pixels.
         """
+        target = under_mask(target, mask)
         if self.error_name == "1 - mIoU":
             return _one_minus_miou(output.argmax(dim=1), target.long(), mask, output.shape[1])
         return mean_over_valid(ERRORS[self.error_name][1](output.float(), target), mask, empty=float("nan"))
@@ -185,6 +187,14 @@ def definitions(model: object) -> dict[str, Task]:
     return getattr(model, "definitions", None) or TASKS
 
 
+def under_mask(target: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, H, W) or (B, C, H, W): the target with 0 where the mask (B, H, W) is false. What it holds there may be no
+    class, or have no finite loss or gradient."""
+    if mask is None:
+        return target
+    return torch.where(mask if target.dim() == mask.dim() else mask.unsqueeze(1), target, 0)
+
+
 def mean_over_valid(pixels: Tensor, mask: Tensor | None, empty: float = 0.0) -> Tensor:
     """(B, H, W) -> (B,): mean where mask is true; `empty` for an image where it never is."""
     if mask is None:
@@ -198,7 +208,6 @@ def _one_minus_miou(predicted: Tensor, target: Tensor, mask: Tensor | None, clas
     """(B, H, W) class indices -> (B,): 1 - mean intersection over union of the classes present in the label."""
     batch = target.shape[0]
     valid = torch.ones_like(target, dtype=torch.bool) if mask is None else mask
-    target = torch.where(valid, target, 0)
 
     def count(index: Tensor, where: Tensor) -> Tensor:
         counts = torch.zeros(batch, classes, device=index.device)

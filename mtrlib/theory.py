@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mtrlib.attacks import NORMS, Losses, ball
+from mtrlib.attacks.losses import refuse_inference
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def gradients(losses: Losses, images: Tensor) -> Tensor:
     -------
     (T, B, 3, H, W), of the dtype of the images.
     """
+    refuse_inference(images)
     point = images.detach().requires_grad_()
     with torch.enable_grad():
         rows = ball.checked(losses(point), point)
@@ -218,6 +220,7 @@ def second_order(losses: Losses, images: Tensor, eps: float, norm: str) -> tuple
     -------
     first, second : (B,) each.
     """
+    refuse_inference(images)
     point = images.detach().requires_grad_()
     with torch.enable_grad():
         total = ball.checked(losses(point), point).sum()

@@ -85,6 +85,16 @@ def test_attacks_without_a_gradient_say_at_how_many_images(trained):
     assert len(evaluation.errors(masked, dataclasses.replace(rooms, images=rooms.images // 16), square)) == 24
 
 
+def test_a_gradient_that_is_no_number_is_none():
+    """As attacks take it, which do not move along it."""
+    found = []
+    points = torch.ones(3, 3, 2, 2, requires_grad=True)
+    gradient = torch.stack([torch.full((3, 2, 2), value) for value in (float("nan"), float("inf"), 0.0)])
+    points.register_hook(lambda _: gradient)
+    evaluation._watched(lambda images: images, found)(points).sum().backward()
+    assert found[0].tolist() == [True, False, True]
+
+
 def test_watching_gradients_changes_no_attack(trained):
     model, rooms = trained
     batch, found = rooms.batch(slice(None)), []

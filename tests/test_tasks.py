@@ -61,6 +61,39 @@ def test_an_image_without_valid_pixels_is_nan_in_the_error_and_zero_in_the_loss(
     assert output.grad.isfinite().all(), "a NaN label under the mask must not reach the gradient"
 
 
+@pytest.mark.parametrize("value", [255, 18, -1, np.nan, np.inf, -np.inf, 1e38, "output"])
+@pytest.mark.parametrize("error", ["1 - mIoU", "1 - accuracy", "squared error", "absolute error", "angle"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "l1", "squared"])
+def test_what_lies_under_a_mask_does_not_matter(loss, error, value):
+    """Not to a loss, an error or their gradients; "output" is the output itself, where an angle has no gradient."""
+    kind = "classes" if loss == "cross_entropy" else "regression"
+    if (kind == "classes") != error.startswith("1 -") or (kind == "classes" and not isinstance(value, int)):
+        return
+    task = Task("x", "", "", 3, kind, loss, error)
+    g = torch.Generator().manual_seed(0)
+    output, mask = torch.randn(2, 3, 4, 4, generator=g), torch.rand(2, 4, 4, generator=g) > 0.4
+    target = torch.randint(0, 3, (2, 4, 4), generator=g) if kind == "classes" else torch.randn(2, 3, 4, 4, generator=g)
+    where = ~mask if kind == "classes" else ~mask[:, None].expand_as(target)
+    odd = torch.where(where, output if value == "output" else torch.full_like(target, value), target)
+    for measure in (task.loss, task.error):
+        found = []
+        for label in (target, odd):
+            point = output.clone().requires_grad_()
+            values = measure(point, label, mask)
+            if values.requires_grad:
+                values.sum().backward()
+                assert point.grad.isfinite().all()
+                found.append(torch.cat([values.detach(), point.grad.flatten()]))
+            else:
+                found.append(values)
+        assert torch.equal(*found)
+
+
+def test_a_label_that_is_no_class_is_refused_where_it_is_valid():
+    with pytest.raises(IndexError):
+        TASKS["s"].loss(torch.zeros(1, 18, 2, 2), torch.full((1, 2, 2), 255), torch.ones(1, 2, 2, dtype=torch.bool))
+
+
 @given(st.integers(1, 5), st.integers(0, 1000), st.sampled_from("sdn"))
 def test_an_image_is_measured_by_itself(batch, seed, letter):
     task, g = TASKS[letter], torch.Generator().manual_seed(seed)

@@ -29,6 +29,15 @@ def linear():
     return losses, weights.flatten(1).double().numpy()
 
 
+def test_inference_mode_is_refused_in_one_line(linear):
+    losses, _ = linear
+    for measure in (lambda: theory.gradients(losses, grey()), lambda: theory.second_order(losses, grey(), 0.1, "l2")):
+        with torch.inference_mode(), pytest.raises(ValueError, match=r"outside torch\.inference_mode"):
+            measure()
+        with torch.no_grad():
+            measure()
+
+
 SUMS = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1 / 3, 1 / 3, 1 / 3]])
 
 

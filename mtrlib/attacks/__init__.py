@@ -3,7 +3,9 @@
 A loss is a callable from images (B, 3, H, W), in [0, 1], to (T, B): one row an attacked task, one column an image,
 where no column depends on another image. The adversary maximises the sum of the rows: of one task ("single") or of
 several ("joint"; paper, "Adversarial attacks"; arXiv 2110.15053). Each image is attacked by itself: its result does
-not change with the batch around it. Budgets and steps are in image units.
+not change with the batch around it, as far as its losses do not. Convolutions round differently in batches of another
+size, and where a gradient is nearly zero that turns its sign: in float32 the images found may then differ, while the
+joint losses they reach agree within .2 % (tested; in float64 images agree, too). Budgets and steps are in image units.
 
 Every attack takes the same keywords (`pgd` explains them), so that one can stand in the place of another, keeps the
 best point that it has seen, image by image, and leaves models as it found them:

@@ -73,9 +73,9 @@ def _run(
     if steps == 0:
         return current, ball.score(losses, current)
     first, gradient = ball.ascent(losses, current, weigh, None)
-    loss = first.sum(dim=0)
+    loss = ball.joint(first)
     best, best_loss, best_gradient = current, loss, gradient
-    size = ball.spread(torch.full_like(loss, 2 * eps)).to(images.dtype)
+    size = ball.spread(torch.full_like(loss, 2 * eps, dtype=ball.wide(images).dtype))
     rises, halved, loss_at_check = torch.zeros_like(loss), torch.ones_like(loss, dtype=torch.bool), loss
     checkpoints, last_check = _checkpoints(steps), 0
     for step in range(1, steps + 1):
@@ -88,7 +88,7 @@ def _run(
             loss = ball.score(losses, current)
         else:
             rows, gradient = ball.ascent(losses, current, weigh, first)
-            loss = rows.sum(dim=0)
+            loss = ball.joint(rows)
         rises = rises + (loss > before)
         better = loss > best_loss
         best = torch.where(ball.spread(better), current, best)

@@ -71,10 +71,11 @@ def task_attack_rates(losses: Tensor, first: Tensor, rate: str = "definition") -
 
     Returns
     -------
-    (T, B), with mean 1 over the tasks. A task with L_i(0) = 0 counts as unchanged.
+    (T, B), with mean 1 over the tasks. A task with L_i(0) = 0, or a loss that is no number, counts as unchanged.
     """
     tiny = torch.finfo(losses.dtype).tiny
-    grown = torch.where(first > tiny, losses.clamp(min=tiny) / first.clamp(min=tiny), 1.0)
+    grown = losses.clamp(min=tiny) / first.clamp(min=tiny)
+    grown = torch.where((first > tiny) & first.isfinite() & ~grown.isnan(), grown.clamp(tiny**0.5, tiny**-0.5), 1.0)
     grown = grown if _checked(rate) == "definition" else 1 / grown
     if len(losses) == 1:  # L~ / L~, without rounding
         return torch.ones_like(losses)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mtrlib.attacks.losses import Losses
+from mtrlib.attacks.losses import Losses, refuse_inference
 
 NORMS = ("linf", "l2")
 Weigh = Callable[[Tensor, Tensor], Tensor]
@@ -29,9 +29,14 @@ def ascent(losses: Losses, images: Tensor, weigh: Weigh | None, first: Tensor | 
 
 
 def score(losses: Losses, images: Tensor) -> Tensor:
-    """(B,): the sum of the losses over the attacked tasks, without a gradient."""
+    """(B,): the sum of the losses over the attacked tasks, without a gradient; as `joint` gives it."""
     with torch.no_grad():
-        return checked(losses(images), images).sum(dim=0)
+        return joint(checked(losses(images), images))
+
+
+def joint(rows: Tensor) -> Tensor:
+    """(T, B) -> (B,): the sum over the tasks; -inf, which is no gain, where that is not a number."""
+    return rows.sum(dim=0).nan_to_num(nan=-float("inf"), posinf=float("inf"), neginf=-float("inf"))
 
 
 def checked(rows: Tensor, images: Tensor) -> Tensor:
@@ -49,6 +54,7 @@ def nothing_yet(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check(images: Tensor, eps: float, step_size: float, steps: int, norm: str, restarts: int) -> None:
+    refuse_inference(images)
     if images.dim() != 4 or not images.is_floating_point():
         raise ValueError(f"Parameter images should be float (B, 3, H, W). Found {images.dtype} {tuple(images.shape)}.")
     if images.numel() and not (images.min() >= 0 and images.max() <= 1):
@@ -70,8 +76,10 @@ def keep(best: Tensor, best_loss: Tensor, current: Tensor, loss: Tensor) -> tupl
 
 
 def direction(gradient: Tensor, norm: str) -> Tensor:
-    """The steepest ascent of length one in the norm, image by image; zero for an image without gradient."""
-    gradient = gradient.nan_to_num()
+    """The steepest ascent of length one in the norm, image by image; zero for an image without gradient.
+
+    A value of the gradient that is not a number counts as none."""
+    gradient = wide(gradient).nan_to_num()
     if norm == "linf":
         return gradient.sign()
     largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)  # first, so that squares neither vanish nor overflow
@@ -82,7 +90,9 @@ def direction(gradient: Tensor, norm: str) -> Tensor:
 
 def of_unit_sum(gradient: Tensor) -> Tensor:
     """The gradient of each image over the sum of its absolute values; zero stays zero."""
-    gradient = gradient.nan_to_num()
+    gradient = wide(gradient).nan_to_num()
+    largest = torch.finfo(gradient.dtype).max / gradient[0].numel()  # so that the sum does not overflow
+    gradient = gradient.clamp(-largest, largest)
     total = gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
     return gradient / torch.where(total > 0, total, 1)
 
@@ -92,9 +102,9 @@ def project(
 ) -> Tensor:
     """The point of the ball and of [0, 1] for `moved`: in l2 first into the ball, then into the range."""
     if norm == "l2":
-        change = moved - images
+        change = wide(moved) - images
         moved = images + change * (eps * (1 - 1e-6) / length(change).clamp(min=1e-30)).clamp(max=1)
-    return torch.clamp(moved, lower, upper)
+    return torch.clamp(moved, lower, upper).to(images.dtype)
 
 
 def box(images: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -116,13 +126,21 @@ def _rounded_down(eps: float, dtype: torch.dtype) -> float:
 
 
 def inside(best: Tensor, images: Tensor, eps: float, norm: str) -> Tensor:
-    """In l2, take back what rounding added to the length of a perturbation."""
+    """In l2, take back what rounding added to the length of a perturbation: shrink it and, where that is rounded up
+    again, leave out its largest changes until the rest is inside."""
     if norm == "linf":
         return best
-    size = length((best - images).double())
-    shrunk = torch.clamp(images + (best - images) * (eps * (1 - 1e-4) / size.clamp(min=1e-30)).to(best.dtype), 0, 1)
+    change = best.double() - images.double()
+    size = length(change)
+    shrunk = (images.double() + change * (eps * (1 - 1e-4) / size.clamp(min=1e-300))).clamp(0, 1).to(best.dtype)
     best = torch.where(size > eps, shrunk, best)
-    return torch.where(length((best - images).double()) > eps, images, best)
+    good = length(best.double() - images.double()) <= eps
+    if good.all():
+        return best
+    squares, order = (best.double() - images.double()).square().flatten(1).sort(dim=1)
+    fits = squares.cumsum(dim=1) <= eps**2 * (1 - 1e-12)
+    fits = torch.zeros_like(fits).scatter(1, order, fits).view_as(best)
+    return torch.where(good | fits, best, images)
 
 
 def random_start(images: Tensor, eps: float, norm: str, generator: torch.Generator | None) -> Tensor:
@@ -136,6 +154,11 @@ def random_start(images: Tensor, eps: float, norm: str, generator: torch.Generat
         radius = torch.rand((), generator=generator, device=device) ** (1 / noise.numel())
         noise = noise / length(noise) * radius
     return (eps * noise).to(images)
+
+
+def wide(values: Tensor) -> Tensor:
+    """In float32 at least: squares and sums of half precision vanish and overflow."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def length(values: Tensor) -> Tensor:

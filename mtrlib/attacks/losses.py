@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtrlib.tasks import definitions, mean_over_valid
+from mtrlib.tasks import definitions, mean_over_valid, under_mask
 
 Losses = Callable[[Tensor], Tensor]
 DENSE = ("cross_entropy", "segpgd", "cospgd")
@@ -27,8 +28,9 @@ def task_losses(
     Parameters
     ----------
     model : (images, tasks) -> dict of outputs by task letter: a `models.MultiTaskModel`, whose definitions of the tasks
-        are used, or any function, for the paper's.
-    targets, masks : by task letter, B first; masks (or a mask) may be None.
+        are used, or any function, for the paper's. A network in training mode is run as in evaluation mode and left
+        in the mode it was in.
+    targets, masks : by task letter, B first; masks (or a mask) may be None. Under a mask a target may hold anything.
     tasks : letters of the attacked tasks; no other decoder is run.
     dense : what the gradient of a task of classes is taken of:
         "cross_entropy", the mean over the valid pixels;
@@ -49,14 +51,17 @@ def task_losses(
         raise ValueError(f"Parameter dense should be one of {', '.join(DENSE)}. Found dense = {dense!r}.")
     gradients = 0
     defined = definitions(model)
+    masks = {letter: masks[letter] if masks else None for letter in tasks}
+    targets = {letter: under_mask(targets[letter], masks[letter]) for letter in tasks}
+    refuse_inference(*targets.values(), *(model.parameters() if isinstance(model, nn.Module) else ()))
 
     def losses(images: Tensor) -> Tensor:
         nonlocal gradients
-        outputs = model(images, tasks)
+        with _evaluating(model):
+            outputs = model(images, tasks)
         rows = []
         for letter in tasks:
-            task, output, target = defined[letter], outputs[letter], targets[letter]
-            mask = masks[letter] if masks else None
+            task, output, target, mask = defined[letter], outputs[letter], targets[letter], masks[letter]
             pixels = task.pixel_loss(output, target)
             row = mean_over_valid(pixels, mask)
             if dense != "cross_entropy" and task.kind == "classes" and images.requires_grad:
@@ -65,7 +70,7 @@ def task_losses(
                 else:
                     weight = _cospgd_weight(output, target)
                 surrogate = mean_over_valid(pixels * weight, mask)
-                row = row.detach() + (surrogate - surrogate.detach())
+                row = row.detach() + (surrogate - surrogate.detach()).nan_to_num()  # 0, also where both are infinite
             rows.append(row)
         gradients += images.requires_grad
         return torch.stack(rows)
@@ -83,6 +88,28 @@ def recorded(losses: Losses) -> tuple[Losses, list[Tensor]]:
         return rows
 
     return recording, history
+
+
+def refuse_inference(*tensors: Tensor) -> None:
+    """Raises ValueError where no gradient can be taken: in `torch.inference_mode`, or of tensors made there."""
+    if torch.is_inference_mode_enabled() or any(tensor.is_inference() for tensor in tensors):
+        raise ValueError(
+            "Attacks and gradients should be computed outside torch.inference_mode(), from a model, images and targets "
+            "made outside of it (torch.no_grad() does no harm). Found inference mode, or a tensor made in it."
+        )
+
+
+@contextmanager
+def _evaluating(model: Callable) -> Iterator[None]:
+    """A network in evaluation mode, each of its modules in its own mode again afterwards."""
+    training = [part for part in model.modules() if part.training] if isinstance(model, nn.Module) else []
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def _segpgd_weight(output: Tensor, target: Tensor, share: float) -> Tensor:

@@ -99,12 +99,12 @@ def _recolour(change: Tensor, eps: float, side: int, draw: _Draws) -> Tensor:
 
 def _windows(images: Tensor, eps: float, draw: _Draws) -> Tensor:
     """l2: a grid of five by five windows of `_bump`, of random signs, with the length eps in all."""
-    change = torch.zeros_like(images[:1])
+    change = torch.zeros_like(ball.wide(images[:1]))
     side = max(min(images.shape[2:]) // 5, 1)
     top, left = ((n - n // side * side) // 2 for n in images.shape[2:])
     for row in range(top, images.shape[2] - side + 1, side):
         for column in range(left, images.shape[3] - side + 1, side):
-            bump = _bump(side, draw).to(images) * draw.signs(1, images.shape[1], 1, 1)
+            bump = _bump(side, draw).to(change) * draw.signs(1, images.shape[1], 1, 1)
             change[:, :, row : row + side, column : column + side] = bump
     return eps * ball.direction(change, "l2")
 
@@ -112,6 +112,7 @@ def _windows(images: Tensor, eps: float, draw: _Draws) -> Tensor:
 def _move_mass(change: Tensor, eps: float, side: int, draw: _Draws) -> Tensor:
     """l2: one window gets a bump, with the mass that it and a second window had, which is emptied, and what is left of
     the budget."""
+    change = ball.wide(change)
     side = min(max(side, 3) | 1, *change.shape[2:])  # odd, if the image has room
     (rows, columns), (other_rows, other_columns) = draw.place(side), draw.place(side)
     unused = (eps**2 - change.square().sum(dim=(1, 2, 3), keepdim=True)).clamp(min=0)
