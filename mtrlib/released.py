@@ -65,7 +65,7 @@ class Released:
 
     def record(self, spec: ModelSpec) -> dict | None:
         """As `Store.record`; None for a model that is not in it."""
-        return self._records and self._records.get(self._name("model", spec.model_dump(mode="json"))) or None
+        return self._records.get(self._name("model", spec.model_dump(mode="json"))) if self._records else None
 
     def has(self, kind: str, about: dict) -> bool:
         """Whether the table of this kind and specification is in it."""
