@@ -8,6 +8,8 @@ Adversarial vulnerability (Definition 1) is the mean over images of the largest 
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 REDUCTIONS = ("per_image", "ratio_of_means")
@@ -25,9 +27,10 @@ def relative_task_vulnerability(clean, adversarial, reduction: str = "per_image"
 
     Returns
     -------
-    float, without unit; 1 means that the error doubles. An image where either error is NaN (no valid label) counts in
+    float, without unit; 1 means that the error doubles. An image whose clean error is NaN (no valid label) counts in
     neither reduction. An image whose clean error is 0 has no ratio: "per_image" leaves it out (`left_out` counts it),
-    "ratio_of_means" needs only a mean above 0. NaN where nothing is left.
+    "ratio_of_means" needs only a mean above 0. NaN where nothing is left. An infinite error under attack makes the
+    value infinite, and one that is NaN, of a clean error that is a number, or an infinite clean error makes it NaN.
     """
     clean, adversarial = _paired(clean, adversarial)
     return float(_vulnerability(clean, adversarial, reduction, np.ones((1, clean.shape[-1])))[0])
@@ -44,12 +47,13 @@ def adversarial_vulnerability(clean_loss, adversarial_loss, weights="sum") -> fl
 
     Returns
     -------
-    float, in the unit of the losses.
+    float, in the unit of the losses; infinite where a change is, NaN where one is not a number.
     """
     clean, adversarial = np.asarray(clean_loss, float), np.asarray(adversarial_loss, float)
     if clean.shape != adversarial.shape or clean.ndim not in (1, 2):
         raise ValueError(f"Losses should both be (N,) or (T, N). Found {clean.shape} and {adversarial.shape}.")
-    change = np.atleast_2d(adversarial - clean)
+    with np.errstate(invalid="ignore"):
+        change = np.atleast_2d(adversarial - clean)
     number = len(change)
     named = {"sum": np.ones(number), "mean": np.full(number, 1 / number)}
     if isinstance(weights, str) and weights not in named:
@@ -57,7 +61,9 @@ def adversarial_vulnerability(clean_loss, adversarial_loss, weights="sum") -> fl
     given = named[weights] if isinstance(weights, str) else np.asarray(weights, float)
     if given.shape != (number,):
         raise ValueError(f"Parameter weights should have one number a task, {number}. Found {given.shape}.")
-    return float(np.abs(given @ change).mean())
+    change, given = change[given != 0], given[given != 0]  # 0 times infinity is no number
+    with np.errstate(invalid="ignore"):
+        return float(np.abs(given @ change).mean())
 
 
 def marginal_vulnerability(before: tuple, after: tuple, weights_before="sum", weights_after="sum") -> float:
@@ -76,9 +82,9 @@ def marginal_vulnerability(before: tuple, after: tuple, weights_before="sum", we
 
 
 def left_out(clean, adversarial) -> int:
-    """How many of the images have no ratio: an error that is NaN or a clean error of 0."""
+    """How many of the images have no ratio: a clean error that is NaN (no valid label) or 0."""
     clean, adversarial = _paired(clean, adversarial)
-    return int((~np.isfinite(_ratios(clean, adversarial))).sum())
+    return int((~(clean > 0)).sum())
 
 
 def bootstrap(clean, adversarial, reduction: str = "per_image", *, replicates: int = 1000, seed: int = 0) -> np.ndarray:
@@ -99,7 +105,8 @@ def bootstrap(clean, adversarial, reduction: str = "per_image", *, replicates: i
 
     Returns
     -------
-    (replicates, ...).
+    (replicates, ...). An infinite error makes the replicates infinite in which its image is drawn. One that makes the
+    value NaN makes all of them NaN.
     """
     clean, adversarial = _paired(clean, adversarial)
     generator = np.random.default_rng(seed)
@@ -109,7 +116,9 @@ def bootstrap(clean, adversarial, reduction: str = "per_image", *, replicates: i
     if seeds == 1:
         return by_seed[..., 0]
     drawn = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=replicates) / seeds
-    return np.einsum("r...s,rs->r...", by_seed, drawn)
+    infinite = np.isposinf(by_seed)  # 0 times infinity is no number
+    values = np.einsum("r...s,rs->r...", np.where(infinite, 0, by_seed), drawn)
+    return np.where(np.einsum("r...s,rs->r...", infinite.astype(float), drawn) > 0, np.inf, values)
 
 
 def mean_of(values, *, replicates: int = 1000) -> tuple[float, np.ndarray]:
@@ -120,39 +129,69 @@ def mean_of(values, *, replicates: int = 1000) -> tuple[float, np.ndarray]:
     values : (S, N), at least 0, of N images for each of S seeds; NaN where an image has none.
     """
     values = np.asarray(values, float)
-    drawn = bootstrap(np.zeros_like(values), values, ABSOLUTE, replicates=replicates)
-    return float(np.nanmean(values, axis=1).mean()), drawn
+    drawn = bootstrap(np.where(np.isnan(values), np.nan, 0.0), values, ABSOLUTE, replicates=replicates)
+    return float(mean(values, axis=1).mean()), drawn
+
+
+def mean(values, axis: int | None = None) -> np.ndarray:
+    """The mean of the values that are not NaN; NaN where none is."""
+    present = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(present, values, 0.0).sum(axis=axis) / present.sum(axis=axis)
 
 
 def interval(replicates, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """The percentile interval of bootstrap replicates (R, ...): its lower and upper ends, each (...)."""
-    tail = (1 - level) / 2
-    low, high = np.nanquantile(np.asarray(replicates), [tail, 1 - tail], axis=0)
+    """The percentile interval of bootstrap replicates (R, ...): its lower and upper ends, each (...).
+
+    Replicates that are NaN count in neither; both ends are NaN where all of them are. Next to an infinite replicate an
+    end is the replicate on the outer side of it, and not between two."""
+    replicates, tail = np.asarray(replicates, float), (1 - level) / 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # no replicate at all, or inf - inf
+        low, high = np.nanquantile(replicates, [tail, 1 - tail], axis=0)
+        if np.isinf(replicates).any():
+            outer = np.nanquantile(replicates, tail, axis=0, method="lower")
+            low = np.where(np.isfinite(low), low, outer)
+            outer = np.nanquantile(replicates, 1 - tail, axis=0, method="higher")
+            high = np.where(np.isfinite(high), high, outer)
     return low, high
 
 
 def _vulnerability(clean: np.ndarray, adversarial: np.ndarray, reduction: str, counts: np.ndarray) -> np.ndarray:
     """(..., N) errors and (R, N) how often each image counts -> (R, ...)."""
+    with np.errstate(invalid="ignore"):
+        change = adversarial - clean
     if reduction == "per_image":
         ratios = _ratios(clean, adversarial)
-        valid = np.isfinite(ratios)
+        valid = clean > 0
         above, below = np.where(valid, ratios, 0), valid.astype(float)
     elif reduction == "ratio_of_means":
-        valid = np.isfinite(clean) & np.isfinite(adversarial)
-        above, below = np.where(valid, adversarial - clean, 0), np.where(valid, clean, 0)
+        valid = ~np.isnan(clean)
+        above, below = np.where(valid, change, 0), np.where(valid, clean, 0)
     elif reduction == ABSOLUTE:
-        valid = np.isfinite(clean) & np.isfinite(adversarial)
-        above, below = np.where(valid, np.abs(adversarial - clean), 0), valid.astype(float)
+        valid = ~np.isnan(clean)
+        above, below = np.where(valid, np.abs(change), 0), valid.astype(float)
     else:
         allowed = ", ".join((*REDUCTIONS, ABSOLUTE))
         raise ValueError(f"Parameter reduction should be one of {allowed}. Found reduction = {reduction!r}.")
-    above, below = (np.moveaxis(values @ counts.T.astype(float), -1, 0) for values in (above, below))
+    above, below = (np.moveaxis(_totals(values, counts), -1, 0) for values in (above, below))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(below > 0, above / below, np.nan)
 
 
+def _totals(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(..., N) values and (R, N) how often each counts -> (..., R) sums: infinite where an infinite one counts, NaN
+    throughout where one is no number."""
+    times = counts.T.astype(float)
+    totals = np.where(np.isfinite(values), values, 0) @ times
+    if not np.isfinite(values).all():
+        totals = np.where(np.isposinf(values) @ times > 0, np.inf, totals)
+        totals = np.where((np.isnan(values) | np.isneginf(values)).any(axis=-1, keepdims=True), np.nan, totals)
+    return totals
+
+
 def _ratios(clean: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return np.where(clean > 0, (adversarial - clean) / clean, np.nan)
 
 

@@ -53,8 +53,8 @@ def vulnerabilities(
                 "high": float(high),
                 "images": clean.shape[1],
                 "left_out": metrics.left_out(clean, adversarial),
-                "clean_error": np.nanmean(clean),
-                "adversarial_error": np.nanmean(adversarial),
+                "clean_error": metrics.mean(clean),
+                "adversarial_error": metrics.mean(adversarial),
                 "replicates": drawn,
             }
         )
@@ -89,13 +89,13 @@ def against_single_task(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in table[table.main != table.auxiliary].to_dict("records"):
         single = alone.loc[tuple(row[key] for key in keys)]
-        difference = row["replicates"] - single.replicates
+        value, difference = _less(row["value"], single.value), _less(row["replicates"], single.replicates)
         low, high = metrics.interval(difference)
         rows.append(
             {
                 **row,
                 "single_task": single.value,
-                "difference": row["value"] - single.value,
+                "difference": value,
                 "difference_low": float(low),
                 "difference_high": float(high),
                 "difference_replicates": difference,
@@ -141,13 +141,13 @@ def against(table: pd.DataFrame, column: str, baseline: str | float, cells: Sequ
         key = tuple(row[k] for k in keys)
         if key in base.index:
             other = base.loc[key]
-            difference = row["replicates"] - other.replicates
+            value, difference = _less(row["value"], other.value), _less(row["replicates"], other.replicates)
             low, high = metrics.interval(difference)
             rows.append(
                 {
                     **row,
                     "baseline": other.value,
-                    "difference": row["value"] - other.value,
+                    "difference": value,
                     "difference_low": float(low),
                     "difference_high": float(high),
                     "difference_replicates": difference,
@@ -307,6 +307,12 @@ def write(folder: Path, name: str, **frames: pd.DataFrame) -> pd.DataFrame:
     temporary.write_text(json.dumps(machine.describe(), indent=1) + "\n")
     os.replace(temporary, folder / "machine.json")
     return pd.DataFrame(rows)
+
+
+def _less(one: np.ndarray | float, other: np.ndarray | float) -> np.ndarray | float:
+    """one - other; NaN, without a warning, where both are infinite."""
+    with np.errstate(invalid="ignore"):
+        return one - other
 
 
 def _log_ratio(value: np.ndarray, baseline: np.ndarray) -> np.ndarray:

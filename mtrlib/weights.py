@@ -88,6 +88,9 @@ class GradNorm:
     where n_i is the norm of the gradient of L_i and r_i = L~_i / mean_j L~_j, L~_i = L_i / (L_i at the first step).
     Then w is scaled to the sum 1, so that it begins as uniform weights.
 
+    A task whose loss is 0, as in a batch without a valid label of it, keeps its weight in that step and is in no mean.
+    A first loss that a later one exceeds fourfold, such as that of a batch with hardly a label, gives way to that one.
+
     Parameters
     ----------
     tasks : number of tasks.
@@ -105,21 +108,28 @@ class GradNorm:
         """One step, from the losses and the norms of their gradients at the last shared layer, both (T,)."""
         if self.weights.device != losses.device:
             self._to(losses.device)
-        self.first = losses if self.first is None else self.first
-        grown = losses / self.first
-        sizes = self.weights * norms
-        wanted = sizes.mean() * (grown / grown.mean()) ** self.alpha
-        self.weights.grad = torch.sign(sizes - wanted) * norms
+        first = losses if self.first is None else self.first
+        self.first = torch.where(losses > 4 * first, losses, first)
+        there = losses > 0
+        number = there.sum().clamp(min=1)
+        grown = torch.where(there, losses / self.first, 0.0)
+        sizes = torch.where(there, self.weights * norms, 0.0)
+        mean = grown.sum() / number
+        wanted = sizes.sum() / number * (grown / torch.where(mean > 0, mean, 1.0)) ** self.alpha
+        before = self.weights.clone()
+        self.weights.grad = torch.where(there, torch.sign(sizes - wanted) * norms, 0.0)
         self.optimizer.step()
-        positive = self.weights.clamp(min=1e-3 / len(self.weights))
-        self.weights.copy_(positive / positive.sum())
+        positive = torch.where(there, self.weights.clamp(min=1e-3 / len(self.weights)), 0.0)
+        share = 1 - torch.where(there, 0.0, before).sum()  # of the tasks that are there
+        total = torch.where(there.any(), positive.sum(), 1.0)
+        self.weights.copy_(torch.where(there, positive / total * share, before))
 
     def _to(self, device: torch.device) -> None:
         self.load({name: value if name == "step" else value.to(device) for name, value in self.state().items()})
 
     def backward(self, encoder: nn.Module, latent: Tensor, at_latent: list[Tensor], losses: Tensor) -> Tensor:
         """Sets the gradients of the encoder; see `step`. Returns the weights of the decoders, (T,)."""
-        last = [p for p in encoder.parameters() if p.dim() == 4][-1]  # of the last convolution
+        last = last_weights(latent)
         norms = [torch.autograd.grad(latent, last, gradient, retain_graph=True)[0].norm() for gradient in at_latent]
         weights = self.weights.to(losses.device, copy=True)
         latent.backward(sum(w * gradient for w, gradient in zip(weights, at_latent, strict=True)))
@@ -140,6 +150,24 @@ class GradNorm:
         self.optimizer = torch.optim.Adam([self.weights], lr=self.learning_rate / len(self.weights))
         if state:
             self.optimizer.state[self.weights].update(state)
+
+
+def last_weights(latent: Tensor) -> Tensor:
+    """The weights (of two dimensions or more) that the graph of a tensor used last, in the order of the forward pass,
+    whatever the order in which its network names them."""
+    found, waiting, seen = [], [latent.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for following, _ in node.next_functions:
+            weights = getattr(following, "variable", None)
+            if weights is not None and weights.dim() > 1:
+                found.append((node._sequence_nr(), weights))
+            elif following is not None:
+                waiting.append(following)
+    return max(found, key=lambda pair: pair[0])[1]
 
 
 class Aggregated:

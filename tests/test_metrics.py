@@ -22,6 +22,55 @@ def test_an_image_without_a_ratio_is_left_out_and_counted():
     assert np.isnan(metrics.relative_task_vulnerability([0.0], [1.0], "ratio_of_means"))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("reduction", [*metrics.REDUCTIONS, "absolute"])
+def test_an_infinite_error_is_not_left_out(reduction, seeds):
+    clean, attacked = np.ones((seeds, 40)), np.full((seeds, 40), 1.1)
+    attacked[0, 3] = np.inf
+    drawn = metrics.bootstrap(clean, attacked, reduction)
+    low, high = metrics.interval(drawn)
+    if reduction == "absolute":
+        assert metrics.adversarial_vulnerability(clean[0], attacked[0]) == np.inf
+    else:
+        assert metrics.relative_task_vulnerability(clean[0], attacked[0], reduction) == np.inf
+        assert metrics.left_out(clean, attacked) == 0
+    assert high == np.inf
+    assert low == pytest.approx(0.1) or low == np.inf
+    assert not np.isnan(drawn).any()
+    assert np.allclose(drawn[np.isfinite(drawn)], 0.1)  # the replicates without it
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("reduction", [*metrics.REDUCTIONS, "absolute"])
+@pytest.mark.parametrize(("clean", "attacked"), [(1.0, np.nan), (np.inf, 1.0), (np.inf, np.inf)])
+def test_an_error_that_is_no_number_shows(reduction, clean, attacked):
+    errors = np.array([1.0, clean, 1.0]), np.array([1.5, attacked, 1.5])
+    if reduction == "absolute":
+        assert not np.isfinite(metrics.adversarial_vulnerability(*errors))
+    else:
+        assert np.isnan(metrics.relative_task_vulnerability(*errors, reduction))
+    low, high = metrics.interval(metrics.bootstrap(*(e[None] for e in errors), reduction))
+    assert not np.isfinite(high)
+    assert metrics.left_out(*errors) == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_means_and_intervals_of_nothing_are_nan_without_a_warning():
+    value, drawn = metrics.mean_of(np.full((1, 4), np.nan))
+    assert np.isnan(value)
+    assert np.isnan(metrics.interval(drawn)).all()
+    value, drawn = metrics.mean_of([[1.0, np.nan, 3.0]])
+    assert value == 2
+    assert np.nanmin(drawn) >= 1
+    value, drawn = metrics.mean_of([[1.0, np.inf, 3.0]])
+    assert value == np.inf == metrics.interval(drawn)[1]
+
+
+def test_a_task_of_weight_0_adds_nothing_to_definition_1_even_if_infinite():
+    assert metrics.adversarial_vulnerability([[1.0], [1.0]], [[2.0], [np.inf]], [1, 0]) == 1
+
+
 @given(st.lists(st.tuples(st.floats(0.01, 10), st.floats(0, 10)), min_size=1, max_size=20), st.floats(0.1, 10))
 def test_the_unit_of_the_error_does_not_matter(pairs, scale):
     clean, adversarial = np.array(pairs).T

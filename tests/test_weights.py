@@ -48,6 +48,52 @@ def test_gradnorm_gives_weight_to_the_task_that_lags():
     assert found[0] / found[1] == pytest.approx(8, rel=0.2)
 
 
+@pytest.mark.parametrize("first", [0.0, 1e-6, 0.1])
+def test_gradnorm_begins_a_task_when_it_has_labels(first):
+    """A first batch without a valid label, or with hardly one, is no measure of how a task trains."""
+    balance = weights.GradNorm(2)
+    balance.update(torch.tensor([first, 1.0]), torch.tensor([first, 1.0]))
+    for _ in range(100):
+        balance.update(torch.ones(2), torch.ones(2))
+    torch.testing.assert_close(balance.weights, torch.tensor([0.5, 0.5]), atol=0.05, rtol=0)
+
+
+def test_a_task_without_labels_in_a_batch_keeps_its_weight():
+    balance = weights.GradNorm(3)
+    for _ in range(5):
+        balance.update(torch.tensor([1.0, 1.0, 1.0]), torch.tensor([1.0, 2.0, 4.0]))
+    before = balance.weights.clone()
+    balance.update(torch.tensor([0.9, 1.0, 0.0]), torch.tensor([1.0, 2.0, 0.0]))
+    assert balance.weights[2] == before[2]
+    assert balance.weights[0] > before[0]
+    assert balance.weights.sum().item() == pytest.approx(1)
+    kept = balance.weights.clone()
+    balance.update(torch.zeros(3), torch.zeros(3))
+    torch.testing.assert_close(balance.weights, kept)
+
+
+def test_the_last_shared_weights_are_those_used_last_not_those_named_last():
+    """Of a transformer, whose patch embedding is its only convolution, they are no convolution's."""
+
+    class Odd(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.unused = torch.nn.Linear(4, 4), torch.nn.Conv2d(3, 4, 1)
+            self.patches, self.norm = torch.nn.Conv2d(3, 4, 2, stride=2), torch.nn.LayerNorm(4)
+
+        def forward(self, images):
+            tokens = self.patches(images).movedim(1, -1)
+            return (tokens + self.norm(self.last(tokens))).movedim(-1, 1)
+
+    odd = Odd()
+    assert weights.last_weights(odd(torch.rand(1, 3, 4, 4))) is odd.last.weight
+    with torch.autocast("cpu", torch.bfloat16):
+        assert weights.last_weights(odd(torch.rand(1, 3, 4, 4))) is odd.last.weight
+    for name, last in (("resnet18_small", "layer4.1.conv2"), ("xception_small", "conv3.1")):
+        encoder = models.build(name, "d", seed=0).encoder
+        assert weights.last_weights(encoder(torch.rand(2, 3, 16, 16))) is encoder.get_submodule(last).weight
+
+
 def test_gradnorm_on_a_toy_whose_tasks_differ_in_scale_only():
     """Two tasks L_i = c_i |W x - y|^2, c = 1 and 10: their gradients at W are as 1 to 10, their rates are equal, so the
     weights tend to 10/11 and 1/11 (the toy of the paper's section 4, with two tasks)."""
