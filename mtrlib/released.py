@@ -89,9 +89,9 @@ class Released:
         if self.path is None:
             return ""
         written = [record["written_by"] for record in self._records.values()]
-        by = ", ".join(dict.fromkeys(f"mtrlib {each['mtrlib']} at commit {each['commit']}" for each in written))
+        by = " and ".join(dict.fromkeys(f"{each['mtrlib']} at {each['commit']}" for each in written))
         precisions = " and ".join(dict.fromkeys(record["spec"]["precision"] for record in self._records.values()))
-        text = f"Released errors of {len(self._records)} models, computed by {by}, convolutions in {precisions}."
+        text = f"Released errors of {len(self._records)} models, computed by mtrlib {by}, convolutions in {precisions}."
         if changed := self.changed():
             text += f" Since then the code of {', '.join(changed)} has changed: what it gives now may differ."
         return text
