@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mtrlib import attacks, encoders, machine, published, tables
+from mtrlib import attacks, encoders, kernel, machine, published, tables
 from mtrlib.data import NAMES, letters
 from mtrlib.data import tasks as defined
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec, Optimizer, Tasks
@@ -22,6 +22,9 @@ from mtrlib.weights import FIXED, WEIGHTS, task_weights
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+kernel.faults_in_one_line()  # of the first cell too, which imports this
 
 
 def _different(values: list) -> list:
@@ -328,6 +331,8 @@ def check(namespace: dict[str, Any], kind: type[Parameters]) -> Any:
         modules, functions, classes, or names that begin with an underscore).
     kind : the class that says what is allowed.
 
+    In a notebook, later cells fail while parameters are others than those checked, see `kernel`.
+
     Raises
     ------
     ValueError : with a line for each fault: what was found and what is allowed.
@@ -340,7 +345,7 @@ def check(namespace: dict[str, Any], kind: type[Parameters]) -> Any:
         if not name.startswith("_") and not callable(value) and not isinstance(value, types.ModuleType)
     }
     names -= {"In", "Out", "annotations"}
-    # Where the check has passed before, cells run again: what later cells have set is no parameter.
+    # Cells run again: what later cells have set is no parameter (`kernel` adds what cells of parameters set).
     later = namespace.get("_checked_names", names)
     faults = [
         f"Unknown parameter {name} = {namespace[name]!r}. Allowed: {', '.join(declared)}."
@@ -349,10 +354,11 @@ def check(namespace: dict[str, Any], kind: type[Parameters]) -> Any:
     try:
         parameters = kind(**{name: namespace[name] for name in declared if name in namespace})
     except ValidationError as error:
-        raise ValueError("\n".join([*faults, *(_sentence(fault) for fault in error.errors())])) from None
+        faults += [_sentence(fault) for fault in error.errors()]
+    if kernel.watch(namespace, declared, checked=not faults) or not faults:
+        namespace.setdefault("_checked_names", names)
     if faults:
         raise ValueError("\n".join(faults))
-    namespace.setdefault("_checked_names", names)
     return parameters
 
 
