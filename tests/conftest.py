@@ -1,12 +1,9 @@
 """Shared by the tests: a data set that is made in no time, small specifications, and notebooks run without a kernel."""
 
-import json
-
-import matplotlib
+import oracles
 import pytest
 import torch
 
-from mtrlib import machine
 from mtrlib.data import rooms
 from mtrlib.data.scenes import CENTRE, CLASS, HALF, PAINTED, TURN
 from mtrlib.specs import DataSpec, ModelSpec
@@ -35,22 +32,8 @@ def view(scenes):
 
 @pytest.fixture(scope="session")
 def run_cells():
-    """A function of a notebook's name and its parameters that runs its code cells in this process, which spares the
-    start of a kernel and the pictures; it returns what they leave."""
-
-    def run(name: str, values: dict) -> dict:
-        cells = json.loads((machine.root() / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-        sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-        namespace = {"display": lambda *shown: [each._repr_html_() for each in shown if hasattr(each, "_repr_html_")]}
-        with matplotlib.rc_context({"backend": "agg"}):
-            for number, source in enumerate(sources):
-                exec(compile(source, f"{name}, code cell {number}", "exec"), namespace)
-                if number == 0:
-                    namespace |= values
-            matplotlib.pyplot.close("all")
-        return namespace
-
-    return run
+    """`oracles.run_cells`: a notebook's code cells in this process."""
+    return oracles.run_cells
 
 
 @pytest.fixture
@@ -58,10 +41,11 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> ModelSpec:
-    """A model of s and d on 24 rooms of 16 pixels: trains in about two seconds."""
-    return ModelSpec(data=DataSpec(size=16), tasks="sd", images=24, epochs=3, batch_size=8)
+    """A small model of s and d on 24 rooms of 16 pixels."""
+    data = DataSpec(size=16)
+    return ModelSpec(data=data, tasks="sd", encoder="resnet18_tiny", images=24, epochs=3, batch_size=8)
 
 
 @pytest.fixture

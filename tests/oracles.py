@@ -1,7 +1,9 @@
 """What several test modules use that is no fixture; no test module imports another."""
 
 import importlib.util
+import json
 
+import matplotlib
 import numpy as np
 import pandas as pd
 
@@ -14,6 +16,21 @@ def script(name: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def run_cells(name: str, values: dict) -> dict:
+    """Run the code cells of a notebook, with these parameters, in this process, which spares the start of a kernel and
+    the pictures; returns what they leave."""
+    cells = json.loads((machine.root() / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    namespace = {"display": lambda *shown: [each._repr_html_() for each in shown if hasattr(each, "_repr_html_")]}
+    with matplotlib.rc_context({"backend": "agg"}):
+        for number, source in enumerate(sources):
+            exec(compile(source, f"{name}, code cell {number}", "exec"), namespace)
+            if number == 0:
+                namespace |= values
+        matplotlib.pyplot.close("all")
+    return namespace
 
 
 def errors_of(factors: dict[tuple[str, str], float], images: int = 40, panel: str = "table") -> pd.DataFrame:

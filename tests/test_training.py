@@ -1,29 +1,61 @@
 import dataclasses
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from mtrlib import data, training
 from mtrlib.specs import ModelSpec
 
+# Trains the model of each folder again and again, each time in a process of its own that kills itself at a moment of
+# the list: before a step of an epoch, or in the middle of a file, counted from where it goes on. The last one does not.
 KILLED = """
-import sys
+import json, os, signal, sys
 from pathlib import Path
+import torch
+from safetensors import safe_open
+torch.set_num_threads(1)
 from mtrlib import data, training
 from mtrlib.specs import ModelSpec
 training.SAVE_EVERY = 0.0
-spec = ModelSpec.model_validate_json(sys.argv[1])
-rooms = data.load("rooms", tasks=spec.tasks, split="train", size=spec.data.size, limit=spec.images)
-training.fit(spec, rooms, Path(sys.argv[2]))
+steps, write = training.epoch_losses, Path.write_bytes
+
+def fit(spec, rooms, folder, what, where):
+    written = []
+    def epoch_losses(*arguments):
+        for row in enumerate(steps(*arguments)):
+            if (what, where) == ("step", [arguments[5], row[0]]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield row[1]
+    def write_bytes(path, content):
+        written.append(path)
+        if (what, where) == ("file", len(written)):
+            write(path, content[: len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(path, content)
+    training.epoch_losses, Path.write_bytes = epoch_losses, write_bytes
+    training.fit(spec, rooms, folder)
+
+for folder, text in json.loads(sys.argv[1]).items():
+    spec = ModelSpec.model_validate_json(text)
+    rooms = data.load("rooms", tasks=spec.tasks, split="train", size=spec.data.size, limit=spec.images)
+    for moment in json.loads(sys.argv[2]):
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                fit(spec, rooms, Path(folder), *moment)
+                status = 0
+            finally:
+                os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        with safe_open(Path(folder) / "resume.safetensors", "pt") as file:
+            print(status, len(json.loads(file.metadata()["history"])), flush=True)
 """
 
 
@@ -53,34 +85,21 @@ def test_the_same_specification_gives_the_same_bytes_and_another_seed_does_not(t
     assert one == two != three
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_killed_and_started_again_it_ends_with_the_same_bytes(tiny, tmp_path, precision):
-    """kill -9, at three different moments of one training."""
-    spec = tiny.model_copy(update={"epochs": 9, "precision": precision})
-    training.fit(spec, rooms(spec), tmp_path / "whole")
-    cut = tmp_path / "cut"
-    command = [sys.executable, "-c", KILLED, spec.model_dump_json(), str(cut)]
-    kills = 0
-    for epochs_before in (1, 3, 6):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        while process.poll() is None and _saved_epochs(cut) < epochs_before:
-            time.sleep(0.005)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
-    assert kills >= 2
-    assert not training.checkpoint(cut, 9).exists(), "the kills came too late to test anything"
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    for epoch in spec.checkpoints:
-        assert digest(training.checkpoint(cut, epoch)) == digest(training.checkpoint(tmp_path / "whole", epoch))
-
-
-def _saved_epochs(folder) -> int:
-    try:
-        with safe_open(folder / "resume.safetensors", "pt") as file:
-            return len(json.loads(file.metadata()["history"]))
-    except (OSError, SafetensorError):
-        return 0
+def test_killed_and_started_again_it_ends_with_the_same_bytes(tiny, tmp_path):
+    """kill -9, at four different moments of one training, in both precisions."""
+    specs = {name: tiny.model_copy(update={"epochs": 9, "precision": name}) for name in ("float32", "bfloat16")}
+    # Within epoch 2; in the state of epoch 3; in the checkpoint of epoch 6; before epoch 8. Then to the end.
+    moments = [("step", [2, 1]), ("file", 3), ("file", 5), ("step", [8, 0]), (None, None)]
+    models = {str(tmp_path / name): spec.model_dump_json() for name, spec in specs.items()}
+    command = [sys.executable, "-c", KILLED, json.dumps(models), json.dumps(moments)]
+    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    kept = [(-signal.SIGKILL, 1), (-signal.SIGKILL, 2), (-signal.SIGKILL, 5), (-signal.SIGKILL, 7), (0, 9)]
+    assert told == [f"{status} {epochs}" for status, epochs in kept] * 2
+    for name, spec in specs.items():
+        training.fit(spec, rooms(spec), tmp_path / "whole" / name)
+        for epoch in spec.checkpoints:
+            cut, whole = (training.checkpoint(tmp_path / part / name, epoch) for part in ("", "whole"))
+            assert digest(cut) == digest(whole)
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_place(tiny, tmp_path):
