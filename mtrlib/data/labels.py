@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable
 
 import torch
+from kornia.feature import hessian_response
+from kornia.filters import gaussian_blur2d, spatial_gradient
 from torch import Tensor
 
 from mtrlib.data.scenes import BALL, COLUMN
@@ -55,8 +57,6 @@ def texture_edges(images: Tensor) -> Tensor:
     straight step of height h gives h / sqrt(2 pi), less where sigma is about a pixel (96 % of it in an image of 256
     pixels, 70 % in one of 64, 46 % in one of 32). Clipped to [0, 0.08] (a step of 0.2), then mapped to [-1, 1].
     """
-    from kornia.filters import spatial_gradient  # takes long to import
-
     sigma = EDGE_SIGMA * images.shape[-1]
 
     def response(image: Tensor) -> Tensor:
@@ -73,8 +73,6 @@ def blobs(images: Tensor) -> Tensor:
     where sigma is about a pixel (79 % of it for 2.8 % of 64 pixels); saddles and straight edges give 0 or less.
     Clipped to [0, 0.005] (a blob of height 0.28), then mapped to [-1, 1].
     """
-    from kornia.feature import hessian_response  # takes long to import
-
     sigmas = [share * images.shape[-1] for share in BLOB_SIGMAS]
 
     def response(image: Tensor) -> Tensor:
@@ -156,8 +154,6 @@ def _each(response: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 def _smooth(image: Tensor, sigma: float) -> Tensor:
     """(1, 1, S, S), convolved with a Gaussian of sigma pixels."""
-    from kornia.filters import gaussian_blur2d  # takes long to import
-
     width = 2 * math.ceil(3 * sigma) + 1
     return gaussian_blur2d(image, (width, width), (sigma, sigma), border_type="replicate")
 
