@@ -8,10 +8,12 @@ import platform
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
-from mtrlib import batch, cost, data, machine, released, report
+# Each command imports what it needs: help is there at once, and `plan` loads nothing that only training does.
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,7 +65,7 @@ def add_data(commands) -> None:
     """The commands that look at files and write the page of results."""
     text = "read every file of a data set and say what would stop a run"
     command = commands.add_parser("check-data", help=text, description=text)
-    command.add_argument("name", choices=data.NAMES[1:], help="the data set")
+    command.add_argument("name", help="of the data set, such as taskonomy or folder")
     command.add_argument("root", help="the folder of its files")
     command.add_argument("--tasks", help="letters of the tasks to look at; by default all that have files")
     command.set_defaults(run=check_data)
@@ -75,6 +77,8 @@ def add_data(commands) -> None:
 
 def check_data(options: argparse.Namespace) -> int:
     """1 where something would stop a run."""
+    from mtrlib import data
+
     table = data.check(options.name, options.root, options.tasks)
     sys.stdout.write(f"{_text(table)}\n")
     stopping = table[table.stops]
@@ -85,11 +89,15 @@ def check_data(options: argparse.Namespace) -> int:
 
 
 def page(options: argparse.Namespace) -> int:
+    from mtrlib import report
+
     sys.stdout.write(f"{report.write(Path(options.folder))}\n")
     return 0
 
 
 def release(options: argparse.Namespace) -> int:
+    from mtrlib import batch, machine, released
+
     needs = batch.needs(_read(options), options.precision)
     path = machine.root() / options.results / "errors.parquet"
     evaluations = [e for found in needs.evaluations.values() for e in found]
@@ -100,6 +108,8 @@ def release(options: argparse.Namespace) -> int:
 
 
 def plan(options: argparse.Namespace) -> int:
+    from mtrlib import batch, cost
+
     needs = batch.needs(_read(options), options.precision)
     table = cost.estimate(needs)
     lines = [table.drop(columns=["images", "image_operations", "attack_operations"]).to_string(index=False)] * (
@@ -122,11 +132,20 @@ def notebook(options: argparse.Namespace) -> int:
 
 
 def _read(options: argparse.Namespace) -> dict[str, dict]:
+    from mtrlib import batch, machine
+
+    if not machine.is_repository(machine.root()):
+        raise ValueError(
+            "This command should be run in the repository of mtrlib, which holds the folders notebooks and params. "
+            f"Found no such folder from {machine.root()} upwards."
+        )
     return batch.read(options.folder, options.notebooks and options.notebooks.split(","))
 
 
 def _job(options: argparse.Namespace, kind: str, *of: str) -> int:
     """One job on a GPU of its own, where there is one, with a line at its start and its end."""
+    from mtrlib import batch, machine
+
     values = _read(options)
     store = str(next(iter(values.values())).get("store"))  # before parameters are checked, since that asks CUDA
     with machine.gpu(machine.root() / store / "batch" / "gpus") as gpu:

@@ -13,9 +13,22 @@ import pandas as pd
 
 from mtrlib import machine
 from mtrlib.batch import Needs
-from mtrlib.selection import forward_operations
 from mtrlib.specs import AttackSpec, ModelSpec
 from mtrlib.store import Store
+
+# Operations at 64 x 64 pixels of each encoder, of a decoder that goes with it, and of each channel that this gives. At
+# other sizes they are as many for each pixel. Models need not be built to know what they cost, which takes seconds.
+_OPERATIONS = {
+    "resnet18": (296_091_648, 130_547_712, 2_359_296),
+    "resnet50": (667_287_552, 143_130_624, 2_359_296),
+    "resnet152": (1_879_441_408, 143_130_624, 2_359_296),
+    "wide_resnet50_2": (1_860_567_040, 143_130_624, 2_359_296),
+    "xception_small": (281_911_296, 34_304_000, 393_216),
+    "resnet18_small": (479_920_128, 201_326_592, 2_359_296),
+    "resnet50_small": (995_819_520, 251_658_240, 2_359_296),
+    "wide_resnet50_2_small": (2_824_536_064, 251_658_240, 2_359_296),
+    "resnet18_tiny": (30_326_784, 12_582_912, 589_824),
+}
 
 
 def estimate(needs: Needs) -> pd.DataFrame:
@@ -34,7 +47,7 @@ def estimate(needs: Needs) -> pd.DataFrame:
     for key, spec in needs.models.items():
         wanted = needs.evaluations.get(key, [])
         left = [e for e in wanted if not needs.store.has_errors(e.model, e.attack, e.epoch, e.source)]
-        forward, trained = forward_operations(spec), needs.store.has_model(spec)
+        forward, trained = operations(spec), needs.store.has_model(spec)
         number = spec.images or images.get((spec.data, None), float("nan"))
         an_image = 3.0 * forward * spec.epochs
         to_train = 0.0 if trained else an_image * number
@@ -75,13 +88,25 @@ def summary(needs: Needs, table: pd.DataFrame) -> str:
             f"To train {len(unknown)} of the models on all images of their data, whose number is not known before they "
             f"are read: about {unknown.image_operations.sum() / 1e12:.3g} PFLOP more for each 1,000 images."
         )
-    device = _device(machine.describe()["device"])
+    device = _device(machine.processor())
     if table.seconds.isna().all() and len(table):
         lines.append(f"Seconds unknown: the store has no model that was trained on {device}.")
     else:
         hours = table.seconds.sum() / 3600
         lines.append(f"About {hours:.2g} hours of jobs one after another, at the rate of the store's on {device}.")
     return "\n".join(lines)
+
+
+def operations(spec: ModelSpec) -> int:
+    """As `selection.forward_operations` counts them, at once for the encoders of `encoders.ENCODERS`."""
+    if spec.encoder not in _OPERATIONS:
+        from mtrlib.selection import forward_operations
+
+        return forward_operations(spec)
+    encoder, decoder, channel = _OPERATIONS[spec.encoder]
+    defined = spec.data.tasks
+    channels = sum(defined[letter].channels for letter in spec.tasks)
+    return (encoder + decoder * len(spec.tasks) + channel * channels) * spec.data.size**2 // 64**2
 
 
 def _passes(attack: AttackSpec) -> int:
@@ -92,7 +117,7 @@ def _passes(attack: AttackSpec) -> int:
 
 def _records(store: Store) -> tuple[dict[tuple, float], float, dict[tuple, int]]:
     """Operations a second by kind of model and of all, on devices like this one; images of each data set used."""
-    device = _device(machine.describe()["device"])
+    device = _device(machine.processor())
     sums: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
     images = {}
     for path in sorted(store.path.glob("models/*/*/record.json")):
@@ -103,7 +128,7 @@ def _records(store: Store) -> tuple[dict[tuple, float], float, dict[tuple, int]]
             continue
         images[spec.data, spec.images] = record["images"]
         if _device(record["written_by"]["device"]) == device and record["seconds"] > 0:
-            done = 3.0 * forward_operations(spec) * record["images"] * spec.epochs
+            done = 3.0 * operations(spec) * record["images"] * spec.epochs
             for kind in (_kind(spec), ()):
                 sums[kind][0] += done
                 sums[kind][1] += record["seconds"]

@@ -14,8 +14,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 # Pixels of the image to one of the latent.
 _STRIDES = {"resnet18": 32, "resnet50": 32, "resnet152": 32, "wide_resnet50_2": 32, "xception_small": 16}
@@ -71,6 +69,8 @@ def build(name: str, pretrained: bool = False) -> tuple[nn.Module, int]:
     if name.endswith(("_small", "_tiny")):
         network, _, size = name.rpartition("_")
         return _small_resnet(network, 8 if size == "tiny" else 32)
+    from torchvision.models import resnet  # here, as in `_small_resnet`: it takes longer to import than torch
+
     network = getattr(resnet, name)(weights=None)
     parts = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
     return nn.Sequential(OrderedDict((part, getattr(network, part)) for part in parts)), network.fc.in_features
@@ -78,6 +78,8 @@ def build(name: str, pretrained: bool = False) -> tuple[nn.Module, int]:
 
 def _small_resnet(name: str, narrowest: int) -> tuple[nn.Module, int]:
     """A ResNet whose first stage has so many channels."""
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
     counts = {"resnet18": (2, 2, 2, 2)}.get(name, (3, 4, 6, 3))
     block = BasicBlock if name == "resnet18" else Bottleneck
     group = {"base_width": 128} if name.startswith("wide") else {}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 import torch
-import torchvision
 from filelock import FileLock, Timeout
 
 import mtrlib
@@ -36,14 +37,14 @@ def gpu(folder: Path) -> Iterator[str | None]:
     What CUDA_VISIBLE_DEVICES is now; None where there is no GPU.
     """
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = list(map(str, range(torch.cuda.device_count()))) if given is None else _devices(given)
+    if not names:
+        yield None
+        return
     if given is not None and "SLURM_JOB_ID" in os.environ:
         yield given
         return
-    names = map(str, range(torch.cuda.device_count())) if given is None else given.split(",")
-    locks = {name: FileLock(folder / f"{platform.node()}-gpu{name}.lock") for name in names if name}
-    if not locks:
-        yield None
-        return
+    locks = {name: FileLock(folder / f"{platform.node()}-gpu{name}.lock".replace("/", "-")) for name in names}
     folder.mkdir(parents=True, exist_ok=True)
     while (name := next(filter(lambda name: _taken(locks[name]), locks), None)) is None:
         time.sleep(0.5)
@@ -76,24 +77,43 @@ def root() -> Path:
     nearest folder, above the current one or else above this package, that holds `notebooks` and `params`; the current
     one where there is none."""
     here = Path.cwd()
-    candidates = (here, *here.parents, *Path(mtrlib.__file__).parents)
-    return next((p for p in candidates if (p / "notebooks").is_dir() and (p / "params").is_dir()), here)
+    return next(filter(is_repository, (here, *here.parents, *Path(mtrlib.__file__).parents)), here)
+
+
+def is_repository(folder: Path) -> bool:
+    """Whether the folder holds `notebooks` and `params`."""
+    return (folder / "notebooks").is_dir() and (folder / "params").is_dir()
+
+
+@cache
+def processor() -> str:
+    """The device in words, such as "cpu (x86_64, 2 threads)"."""
+    where = device()
+    name = torch.cuda.get_device_name() if where.type == "cuda" else platform.processor() or platform.machine()
+    return f"{where.type} ({name}, {torch.get_num_threads()} threads)"
 
 
 @cache
 def describe() -> dict[str, str]:
     """What a result was computed by: versions, commit, device; recorded beside everything in the store."""
-    where = device()
-    name = torch.cuda.get_device_name() if where.type == "cuda" else platform.processor() or platform.machine()
+    import torchvision  # takes long; its version here names the build, that of its package does not
+
     return {
         "mtrlib": mtrlib.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "device": f"{where.type} ({name}, {torch.get_num_threads()} threads)",
+        "device": processor(),
         "bfloat16": f"{'fast' if precision() == 'bfloat16' else 'slow'} here",
     }
+
+
+def _devices(given: str) -> list[str]:
+    """The devices that CUDA takes from CUDA_VISIBLE_DEVICES: those before the first that is neither an index nor the
+    name of a GPU, such as -1, "NoDevFiles" or nothing."""
+    names = (name.strip() for name in given.split(","))
+    return list(takewhile(re.compile(r"\d+|(GPU|MIG)-.+").fullmatch, names))
 
 
 def _taken(lock: FileLock) -> bool:
@@ -106,9 +126,13 @@ def _taken(lock: FileLock) -> bool:
 
 def _commit() -> str:
     """The commit of the library, "-dirty" where tracked files differ from it: all but the notebooks, which executing
-    them changes."""
-    options = {"cwd": Path(mtrlib.__file__).parent, "capture_output": True, "text": True}
+    them changes. "unknown" where it is not at the top of a repository: one that it lies in is another's."""
+    own = Path(mtrlib.__file__).resolve().parents[1]
+    options = {"cwd": own, "capture_output": True, "text": True}
     try:
+        top = subprocess.run(["git", "rev-parse", "--show-toplevel"], check=True, **options).stdout.rstrip("\n")
+        if Path(top).resolve() != own:
+            return "unknown"
         commit = subprocess.run(["git", "describe", "--always", "--abbrev=12"], check=True, **options).stdout.strip()
         same = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)notebooks"], **options)
     except (OSError, subprocess.CalledProcessError):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from IPython import get_ipython
-from IPython.display import Pretty, display, update_display
 from tqdm import tqdm
 
 
@@ -20,6 +18,8 @@ def bar(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
     unit : the unit's name, in the singular.
     initial : number of units that an earlier run has done.
     """
+    from IPython import get_ipython  # takes long
+
     common = {"total": total, "desc": description, "unit": f" {unit}", "initial": initial}
     if hasattr(get_ipython(), "kernel"):
         return _NotebookBar(**common, mininterval=1)
@@ -32,6 +32,8 @@ class _NotebookBar(tqdm):
     """Shows itself as one plain-text output that is updated."""
 
     def display(self, msg=None, pos=None):
+        from IPython.display import Pretty, display, update_display
+
         text = Pretty(_ascii(self))
         if not hasattr(self, "_display_id"):
             self._display_id = display(text, display_id=True).display_id

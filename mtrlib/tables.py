@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
-from scipy.stats import t as student
 
 from mtrlib import machine, metrics
 from mtrlib.tasks import canonical
@@ -174,6 +172,8 @@ def mean_ratio(compared: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     -------
     The columns of `by`, ratio, low, high, cells (those that have a ratio).
     """
+    from scipy.stats import t as student  # takes long to import
+
     rows = []
     for group, cells in compared.groupby(list(by), sort=False):
         value = _log_ratio(cells.value.to_numpy(float), cells.baseline.to_numpy(float))
@@ -211,6 +211,8 @@ def share_less_vulnerable(compared: pd.DataFrame, by: Sequence[str] = ("panel", 
     -------
     The columns of `by`, share, low, high, cells.
     """
+    from scipy.stats import binomtest  # takes long to import
+
     rows = []
     for group, cells in compared.groupby(list(by), sort=False):
         less = np.stack(cells.difference_replicates.to_list()) < 0  # (cells, R)

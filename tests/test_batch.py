@@ -19,7 +19,9 @@ import yaml
 import mtrlib
 from mtrlib import __main__ as command_line
 from mtrlib import batch, cost, machine, parameters
+from mtrlib.encoders import ENCODERS
 from mtrlib.selection import forward_operations
+from mtrlib.specs import DataSpec, ModelSpec
 
 REPOSITORY = Path(mtrlib.__file__).parents[1]
 RQ1 = "rq1_auxiliary_tasks"
@@ -342,6 +344,15 @@ def test_a_notebook_whose_last_cell_says_nothing_did_not_get_to_its_end(place):
     finally:
         source.write_text(text)
     assert not (place / "out" / "tour.ipynb").exists()
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_operations_need_no_model_to_be_counted(encoder):
+    """Two sizes, so that they go with pixels; classes and values, so that they go with channels."""
+    for size in (64, 96):
+        for tasks in ("s", "dsn"):
+            spec = ModelSpec(data=DataSpec(size=size), tasks=tasks, encoder=encoder)
+            assert cost.operations(spec) == forward_operations(spec)
 
 
 def test_the_cost_is_counted_by_hand(place, ran, tmp_path):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrlib.data import SPLITS, Dataset, casting, labels
+from mtrlib.data import SPLITS, Dataset, casting
 from mtrlib.data.scenes import CLASSES, COLOUR, EMIT, HALF, TEXTURE, UNIFORMS, decode
 from mtrlib.tasks import TASKS as ALL_TASKS
 
@@ -139,6 +139,8 @@ def _rendered(
     split: str, size: int, limit: int, seed: int, chunk: int | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Images (N, 3, S, S) uint8 and the targets of _RENDERED, on the CPU."""
+    from mtrlib.data import labels  # not before rooms are rendered, and not in a thread: it imports kornia
+
     rooms = _drawn(split, limit, seed)
     images = torch.empty(limit, 3, size, size, dtype=torch.uint8)
     targets = {letter: torch.empty(limit, 3 if letter == "n" else 1, size, size) for letter in "dDnE"}
@@ -159,6 +161,8 @@ def _rendered(
 @lru_cache(maxsize=24)
 def _further(letter: str, split: str, size: int, limit: int, seed: int, chunk: int | None = None) -> Tensor:
     """The target (N, C, S, S) of a task that is not in _RENDERED, on the CPU."""
+    from mtrlib.data import labels
+
     rooms, (images, targets) = _drawn(split, limit, seed), _rendered(split, size, limit, seed)
     target = torch.empty(limit, ALL_TASKS[letter].channels, size, size)
     of_image = {"k": labels.blobs, "e": labels.texture_edges, "A": labels.colours}

@@ -6,6 +6,7 @@ Figures 12 and 13 of the supplement (orders of tasks) are read off the pictures,
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.resources import files
 
 import numpy as np
@@ -130,9 +131,10 @@ def falling_steps() -> pd.DataFrame:
     return pd.DataFrame(counts).T.rename_axis("added task")
 
 
+@cache  # every specification with published weights asks
 def task_weights() -> pd.DataFrame:
     """The supplement's weights of setting S4, by pair of letters, such as "sd" for main task s: columns main_weight and
-    auxiliary_weight."""
+    auxiliary_weight. The same table each time: not to be changed."""
     table = read("task_weights_supplement")
     return table.set_index(table.main + table.auxiliary)[["main_weight", "auxiliary_weight"]]
 
