@@ -29,10 +29,7 @@ RELEASED =
 
 # Not those that show what a model predicts: they have to train one.
 READ = $(filter-out tour new_dataset,$(NOTEBOOKS))
-reanalyse: RELEASED = -p released $(RESULTS)/errors.parquet
-reanalyse: NOTEBOOKS := $(READ)
-
-reproduce reanalyse: .venv/installed
+reproduce: .venv/installed
 	@mkdir -p $(OUT)
 	@set -e; for name in $(NOTEBOOKS); do \
 	    echo "== $$name ($(TIER))"; \
@@ -41,6 +38,9 @@ reproduce reanalyse: .venv/installed
 	    $(BIN)/jupyter nbconvert --log-level ERROR --to html $(OUT)/$$name.ipynb; \
 	done
 	@echo; echo "Done. Open:"; for name in $(NOTEBOOKS); do echo "  $(CURDIR)/$(OUT)/$$name.html"; done
+
+reanalyse:
+	@$(MAKE) --no-print-directory reproduce NOTEBOOKS="$(READ)" RELEASED="-p released $(RESULTS)/errors.parquet"
 
 batch: .venv/installed
 	$(ENGINE)

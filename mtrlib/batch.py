@@ -109,13 +109,15 @@ def needs(values: dict[str, dict], precision: str = "auto") -> Needs:
         models |= {key: spec for spec, key in keys.items() if key not in models}
         for evaluation in studies.evaluations(cells):
             evaluations.setdefault(keys[evaluation.model], {})[evaluation] = None
-    kept = {(p.store, p.released) for p in parameters.values()}
-    if len(kept) > 1:
-        found = ", ".join(f"{store} and {released or 'none'}" for store, released in sorted(kept))
-        raise ValueError(f"Parameters store and released should be the same in all files. Found {found}.")
-    store, released = kept.pop()
+    kept = {}
+    for name in ("store", "released"):
+        kept[name] = {getattr(p, name) for p in parameters.values()}
+        if len(kept[name]) > 1:
+            found = ", ".join(sorted(kept[name]))
+            raise ValueError(f"Parameter {name} should be the same in all files. Found {found}.")
+    store = Store(*kept["store"], released=kept["released"].pop(), precision=precision)
     evaluations = {key: list(found) for key, found in evaluations.items()}
-    return Needs(parameters, uses, models, evaluations, Store(store, released=released, precision=precision))
+    return Needs(parameters, uses, models, evaluations, store)
 
 
 def jobs(needs: Needs, pack: int = 1) -> dict[str, list[Job]]:
