@@ -122,6 +122,9 @@ def test_labels_that_a_release_need_not_have_stop_nothing_unless_asked_for(tmp_p
     assert "has no frames to test" in capsys.readouterr().err
 
 
-def test_rooms_have_no_files():
-    with pytest.raises(ValueError, match="a data set with files. Found name = 'rooms'"):
-        data.check("rooms", ".")
+@pytest.mark.parametrize("name", ["rooms", "other"])
+def test_a_data_set_without_files_is_refused(name, capsys):
+    with pytest.raises(ValueError, match=f"taskonomy, .*, folder, a data set with files. Found name = '{name}'"):
+        data.check(name, ".")
+    assert main(["check-data", name, "."]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

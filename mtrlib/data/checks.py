@@ -39,8 +39,9 @@ def check(name: str, root: str | Path, letters: str | None = None) -> pd.DataFra
     ------
     ValueError : for a root or a description that cannot be read at all.
     """
-    if name == "rooms":
-        raise ValueError("Parameter name should be a data set with files. Found name = 'rooms'.")
+    if name not in (named := [each for each in data.NAMES if each != "rooms"]):
+        allowed = ", ".join(named)
+        raise ValueError(f"Parameter name should be one of {allowed}, a data set with files. Found name = {name!r}.")
     defined = data.tasks(name, root)
     chosen = "".join(defined) if letters is None else letters
     rows = []
