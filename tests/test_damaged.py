@@ -18,7 +18,8 @@ from mtrlib.data import cache
 from mtrlib.specs import AttackSpec, DataSpec, Evaluation, ModelSpec
 from mtrlib.store import FORMAT, Store
 
-SPEC = ModelSpec(data=DataSpec(size=16), tasks="sd", images=16, epochs=2, batch_size=8)
+SMALL = {"encoder": "resnet18_tiny", "images": 16, "epochs": 2, "batch_size": 8}
+SPEC = ModelSpec(data=DataSpec(size=16), tasks="sd", **SMALL)
 OTHER = SPEC.model_copy(update={"seed": 1})
 ATTACK = AttackSpec(tasks="s", steps=1, images=4)
 IMAGES = torch.linspace(0, 1, 3 * 16 * 16).view(1, 3, 16, 16)

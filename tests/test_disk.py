@@ -19,7 +19,8 @@ from mtrlib.data import cache
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.store import Store
 
-SPEC = ModelSpec(data=DataSpec(size=16), tasks="sd", images=16, epochs=2, batch_size=8)
+SMALL = {"encoder": "resnet18_tiny", "images": 16, "epochs": 2, "batch_size": 8}
+SPEC = ModelSpec(data=DataSpec(size=16), tasks="sd", **SMALL)
 ATTACK = AttackSpec(tasks="s", steps=1, images=4)
 
 

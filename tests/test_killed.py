@@ -3,12 +3,12 @@ written, no lock stays."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,70 +16,101 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from filelock import FileLock
+import yaml
+from filelock import FileLock, Timeout
 from oracles import script
 from safetensors import safe_open
 
-from mtrlib import data, sealed
+from mtrlib import data, machine, sealed
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.store import Store
 
 KILLS = 30
-MODELS = [ModelSpec(data=DataSpec(size=16), tasks=tasks, images=16, epochs=2, batch_size=8) for tasks in ("s", "sd")]
+SMALL = {"encoder": "resnet18_tiny", "images": 16, "epochs": 2, "batch_size": 8}
+MODELS = [ModelSpec(data=DataSpec(size=16), tasks=tasks, **SMALL) for tasks in ("s", "sd")]
 ATTACKS = [AttackSpec(tasks="s", steps=steps, images=24) for steps in (4, 6)]
 NOTEBOOK = "new_dataset"  # it writes its data set first
 TINY = {"size": 16, "train_images": 16, "test_images": 6, "panel_images": 4, "epochs": 2, "batch_size": 8, "steps": 2}
 TINY |= {"tasks": "sd", "shown": 1, "replicates": 1000}
-STAGES = (
-    "example/*/*",
-    "cache/*/*",
-    "store/models/*/*/*",
-    "store/errors/*/*",
-    "out/*",
-)  # what it writes, in this order
-# Forks, for each line of its input, a process that trains and attacks everything and decodes a folder, in little steps:
-# what the imports take is spent once.
+STAGES = ("example", "cache", "store/models", "store/errors", "out")  # what it writes, in this order
+# Forks, for each line of its input, a process of its own: what the imports take is spent once. A process kills itself
+# where it is told to, which is the same place on any machine.
 SERVER = """
-import os, sys, traceback, warnings
+import itertools, json, os, signal, sys, threading, traceback, warnings
 warnings.simplefilter("error")
 import torch
 torch.set_num_threads(1)
+from collections import Counter
 from pathlib import Path
 from mtrlib import data, training
 from mtrlib.store import Store
-from test_killed import ATTACKS, MODELS
+from oracles import run_cells
+from test_killed import ATTACKS, MODELS, notebook_values
 training.SAVE_EVERY = 0.0
 fit = training.fit
 
-def run(folder, example):
+def run(folder, last):
+    # Trains and attacks everything and decodes a folder; kills itself at its call of any function of that number.
+    calls = itertools.count(1)
+    def called(frame, event, argument):
+        if event.endswith("call") and next(calls) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
     def counted(spec, *rest):
         with open(folder / "log", "a") as file:
             file.write(spec.key + "\\n")
         return fit(spec, *rest)
     training.fit = counted
-    os.environ["MTRLIB_CACHE"] = str(folder / "cache")
     store = Store(folder / "store", device="cpu")
+    if last is not None:
+        threading.setprofile(called)
+        sys.setprofile(called)
     for split in ("train", "test"):
-        data.load("folder", tasks="sdn", split=split, size=16, root=example)
+        data.load("folder", tasks="sdn", split=split, size=16, root=sys.argv[1])
+    decoded = next(calls)
     for spec in MODELS:
         for attack in ATTACKS:
             store.errors(spec, attack)
+    sys.setprofile(None)
+    (folder / "calls").write_text(f"{decoded} {next(calls)}")
 
-import torch._dynamo, mtrlib.data.decoding, mtrlib.data.folder, mtrlib.data.rooms  # what a run imports late
+def notebook(folder, stage, last):
+    # Runs the cells of the notebook; kills itself in a file of that stage and number, or before it gets its name.
+    events, write, replace = Counter(), Path.write_bytes, os.replace
+    def count(path):
+        part = next((each for each in (stage or []) if Path(path).is_relative_to(folder / each)), None)
+        events[part] += 1
+        return [part] == stage and events[part] == last
+    def write_bytes(path, content):
+        if count(path):
+            write(path, content[: len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(path, content)
+    def renamed(source, target):
+        if count(target):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(source, target)
+    Path.write_bytes, os.replace = write_bytes, renamed
+    run_cells("new_dataset", notebook_values(folder))
+    (folder / "events").write_text(json.dumps({part: events[part] for part in stage}))
+
+import matplotlib.pyplot, torch._dynamo, mtrlib.data.decoding, mtrlib.data.folder, mtrlib.data.rooms  # imported late
+from mtrlib import figures, parameters, studies, tables
 MODELS[0].data.tasks
 training.optimizer_of(MODELS[0], dict(training.build(MODELS[0], MODELS[0].data.tasks).named_parameters()))
 print(0, flush=True)  # ready
 for line in sys.stdin:
-    command, argument = line.rstrip("\\n").split(" ", 1)
+    command, first, *rest = json.loads(line)
     if command == "wait":
-        print(os.waitpid(int(argument), 0)[1], flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]), flush=True)
     else:
         child = os.fork()
         if child:
             print(child, flush=True)
             continue
         try:
-            run(Path(argument), sys.argv[1])
+            os.environ["MTRLIB_CACHE"] = first + "/cache"
+            os.dup2(2, 1)
+            {"run": run, "notebook": notebook}[command](Path(first), *rest)
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -96,17 +127,17 @@ class Server:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen([sys.executable, "-c", SERVER, str(example)], env=environment, **pipes)
 
-    def start(self, folder: Path) -> int:
+    def start(self, what: str, folder: Path, *rest) -> int:
         """Begin a run, or go on with it. Returns its process."""
         folder.mkdir(exist_ok=True)
-        return self._ask(f"run {folder}")
+        return self._ask(what, str(folder), *rest)
 
     def wait(self, process: int) -> int:
-        """How it ended: 0, or the number of the signal, or else."""
-        return self._ask(f"wait {process}")
+        """How it ended: 0, or the number of the signal, negative, or else."""
+        return self._ask("wait", process)
 
-    def _ask(self, line: str) -> int:
-        self.process.stdin.write(f"{line}\n")
+    def _ask(self, *line) -> int:
+        self.process.stdin.write(f"{json.dumps(line)}\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
@@ -146,24 +177,22 @@ def whole(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, server) -> tuple[Path, float]:
-    """The folder of a run that nothing disturbed, and the seconds that it took."""
-    folder, begun = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
-    assert server.wait(server.start(folder)) == 0
-    return folder, time.monotonic() - begun
+def undisturbed(tmp_path_factory, server) -> tuple[Path, int, int]:
+    """The folder of a run that nothing disturbed, and how many functions it called until it had decoded, and in all."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert server.wait(server.start("run", folder, 0)) == 0
+    return folder, *map(int, (folder / "calls").read_text().split())
 
 
 def test_killed_again_and_again_it_ends_with_the_same_tables(undisturbed, server, tmp_path):
-    """Each kill lets the run go on for a random part of what the whole takes; after a finished one all begins anew."""
-    expected, seconds = undisturbed
+    """Each kill lets the run go on for a random part of all its calls; after a finished one all begins anew."""
+    expected, decoded, calls = undisturbed
     moments, killed, runs, stages = random.Random(0), 0, 1, Counter()
     while killed < KILLS or (len(stages) < 3 and killed < 3 * KILLS):
         folder = tmp_path / str(runs)
-        process = server.start(folder)
-        time.sleep(moments.uniform(0, 0.04 if killed < 8 else 0.3) * seconds)  # decoding comes first, and is short
-        os.kill(process, signal.SIGKILL)
-        status = server.wait(process)
-        if status == signal.SIGKILL:
+        last = moments.randint(1, decoded if killed < 8 else (calls - decoded) // 2)  # what is decoded is so but once
+        status = server.wait(server.start("run", folder, last))
+        if status == -signal.SIGKILL:
             killed += 1
             stages.update(_stage(folder))
             whole(folder)
@@ -171,8 +200,7 @@ def test_killed_again_and_again_it_ends_with_the_same_tables(undisturbed, server
             assert status == 0
             _same(folder, expected)
             runs += 1
-    folder.mkdir(exist_ok=True)
-    assert server.wait(server.start(folder)) == 0
+    assert server.wait(server.start("run", folder, None)) == 0
     _same(folder, expected)
     assert len(stages) == 3, f"kills miss what they should hit: {stages}"
 
@@ -194,8 +222,8 @@ def _same(folder: Path, expected: Path) -> None:
 
 
 def test_four_at_once_train_each_model_once(undisturbed, server, tmp_path):
-    expected, _ = undisturbed
-    processes = [server.start(tmp_path) for _ in range(4)]
+    expected, *_ = undisturbed
+    processes = [server.start("run", tmp_path, None) for _ in range(4)]
     assert [server.wait(process) for process in processes] == [0] * 4
     assert sorted((tmp_path / "log").read_text().split()) == sorted(spec.key for spec in MODELS)
     _same(tmp_path, expected)
@@ -203,17 +231,18 @@ def test_four_at_once_train_each_model_once(undisturbed, server, tmp_path):
 
 
 def test_a_lock_of_a_killed_process_is_free(tmp_path):
-    """Held when it is killed; taken at once afterwards."""
+    """Held when it is killed; taken afterwards without waiting."""
     held = "import sys, time; from mtrlib import sealed\nwith sealed.locked(sealed.Path(sys.argv[1])):\n"
     held += "    print('held', flush=True)\n    time.sleep(600)"
     command = [sys.executable, "-c", held, str(tmp_path / "lock")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
     assert process.stdout.readline() == "held\n"
+    with pytest.raises(Timeout):
+        FileLock(tmp_path / "lock").acquire(timeout=0)
     process.kill()
     process.communicate()
-    begun = time.monotonic()
-    with sealed.locked(tmp_path / "lock"):
-        assert time.monotonic() - begun < 5
+    with FileLock(tmp_path / "lock", timeout=0):
+        pass
 
 
 def test_what_a_killed_process_was_writing_does_not_stay(tmp_path):
@@ -226,18 +255,15 @@ def test_what_a_killed_process_was_writing_does_not_stay(tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 
 
-def kill(process: subprocess.Popen, memory) -> None:
-    """The kernel, too, which has a group of its own."""
-    os.kill(process.pid, signal.SIGSTOP)  # so that it starts nothing more
-    for each in memory.family(process.pid):
-        os.kill(each, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+def notebook_values(folder: Path) -> dict:
+    """The parameters of a run of the notebook whose files all lie in the folder; as `begin` of benchmarks/memory.py."""
+    smoke = yaml.safe_load((machine.root() / "params" / "smoke" / f"{NOTEBOOK}.yaml").read_text())
+    where = {"store": str(folder / "store"), "output": str(folder / "out"), "root": str(folder / "example")}
+    return {**smoke, **TINY, **where}
 
 
 def written(folder: Path) -> dict[str, bytes]:
     """The tables of a run that came to its end; nothing else is to lie about."""
-    executed = nbformat.read(folder / "executed.ipynb", as_version=4)
-    assert [cell for cell in executed.cells if cell.cell_type == "code"][-1].outputs, "the sentinel did not run"
     kept = [path for name in ("example", "cache", "store") for path in (folder / name).rglob("*")]
     assert not [path for path in kept if path.name.startswith(".") or {".partial", ".damaged-1"} & set(path.suffixes)]
     for path in kept:
@@ -247,34 +273,65 @@ def written(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "out").glob("*.csv")}
 
 
-def test_a_notebook_repeats_its_tables_also_when_it_is_killed_at_every_stage(tmp_path, monkeypatch):
-    """Two undisturbed runs from two empty stores, and one that is killed five times, once while it writes each of its
-    folders: as soon as a number of files drawn at random is there."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    memory = script("memory")
-    undisturbed, again, folder = (tmp_path / name for name in ("undisturbed", "again", "killed"))
-    for each in (undisturbed, again, folder):
-        each.mkdir()
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory, server) -> tuple[dict[str, bytes], dict[str, int]]:
+    """The tables of the notebook's cells, and how many files it writes and renames in each of its stages."""
+    folder = tmp_path_factory.mktemp("notebook")
+    assert server.wait(server.start("notebook", folder, STAGES, 0)) == 0
+    tables = written(folder)
+    assert sorted(tables) == [f"{NOTEBOOK}_checked.csv", f"{NOTEBOOK}_vulnerability.csv"]
+    return tables, json.loads((folder / "events").read_text())
 
-    def notebook(folder: Path) -> subprocess.Popen:
-        return memory.begin(NOTEBOOK, folder, **TINY)
 
-    assert notebook(undisturbed).wait() == 0
-    assert notebook(again).wait() == 0
-    expected = written(undisturbed)
-    assert sorted(expected) == [f"{NOTEBOOK}_checked.csv", f"{NOTEBOOK}_vulnerability.csv"]
+def test_a_notebook_repeats_its_tables_also_when_it_is_killed_at_every_stage(notebook, server, tmp_path):
+    """Again from an empty store, and once more with six kills, the first while each of its folders is written."""
+    expected, events = notebook
+    again, folder = tmp_path / "again", tmp_path / "killed"
+    assert server.wait(server.start("notebook", again, [], 0)) == 0
     assert written(again) == expected
     moments = random.Random(0)
     for stage in STAGES:
-        number = moments.randrange(len(list(undisturbed.glob(stage))) // 2)  # it goes on until the signal is there
-        process = notebook(folder)
-        while len(list(folder.glob(stage))) <= number:
-            assert process.poll() is None, f"it ended before {number} files {stage} were there"
-            time.sleep(0.005)
-        kill(process, memory)
+        last = moments.randint(1, max(1, events[stage] // 2))
+        status = server.wait(server.start("notebook", folder, [stage], last))
+        assert status == -signal.SIGKILL, f"it ended before {last} files of {stage} were there"
         whole(folder)
-    assert notebook(folder).wait() == 0
+    assert server.wait(server.start("notebook", folder, [], 0)) == 0
     assert written(folder) == expected
+
+
+# Read by a kernel as it starts: kills papermill and itself in the middle of the first errors.
+DIES = """
+import os, signal
+from pathlib import Path
+write = Path.write_bytes
+def killed(path, content):
+    if "store/errors" in str(path):
+        write(path, content[: len(content) // 2])
+        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(path, content)
+Path.write_bytes = killed
+"""
+
+
+def test_papermill_and_its_kernel_are_killed_and_the_next_ones_end_with_the_same_tables(
+    notebook, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    memory, folder, startup = script("memory"), tmp_path / "run", tmp_path / "ipython" / "profile_default" / "startup"
+    folder.mkdir()
+    startup.mkdir(parents=True)
+    (startup / "dies.py").write_text(DIES)
+    with monkeypatch.context() as patch:
+        patch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+        assert memory.begin(NOTEBOOK, folder, **TINY).wait() == -signal.SIGKILL
+    assert list(folder.glob("store/models/*/*/record.json"))
+    assert not list(folder.glob("store/errors/*/*.parquet"))
+    whole(folder)
+    assert memory.begin(NOTEBOOK, folder, **TINY).wait() == 0
+    executed = nbformat.read(folder / "executed.ipynb", as_version=4)
+    assert [cell for cell in executed.cells if cell.cell_type == "code"][-1].outputs, "the sentinel did not run"
+    assert written(folder) == notebook[0]
 
 
 HALF = """

@@ -161,7 +161,7 @@ def test_a_tier_runs_on_two_gpus_and_a_cancelled_job_is_tried_again(slurm, tmp_p
     assert engine_log.count("Trying to restart job") == 1, engine_log
     finished = nbformat.read(tmp_path / "out" / f"{NOTEBOOK}.ipynb", as_version=4)
     assert [cell for cell in finished.cells if cell.cell_type == "code"][-1].outputs
-    assert len(list((tmp_path / "store" / "models").glob("*/record.json"))) == 3
+    assert len(list((tmp_path / "store" / "models").glob("*/*/record.json"))) == 3
     began = "".join(path.read_text() for path in (tmp_path / "store" / "batch" / "logs").glob("*.log"))
     assert set(re.findall(r" begins \w+ .* GPU (\S+),", began)) == {"0", "1"}
     assert not list((tmp_path / "store" / "batch").glob("gpus/*")), "Slurm shares GPUs out, not we"
