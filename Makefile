@@ -24,6 +24,11 @@ export OMP_WAIT_POLICY ?= passive
 # The errors in place of training, where a target says so.
 RELEASED =
 
+# Tiny models, and tables, gain nothing by a second thread: as many notebooks at once as there are cores, up to four.
+CORES := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
+JOBS = $(if $(filter smoke,$(TIER)),$(CORES),1)
+ONE_THREAD = $(if $(filter-out 1,$(JOBS)),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1})
+
 .PHONY: reproduce reanalyse release batch batch-plan notebooks report test test-slurm lint audit clean
 .DELETE_ON_ERROR:
 
@@ -31,16 +36,17 @@ RELEASED =
 READ = $(filter-out tour new_dataset,$(NOTEBOOKS))
 reproduce: .venv/installed
 	@mkdir -p $(OUT)
-	@set -e; for name in $(NOTEBOOKS); do \
-	    echo "== $$name ($(TIER))"; \
-	    $(BIN)/papermill --no-log-output -f params/$(TIER)/$$name.yaml $(RELEASED) \
-	        notebooks/$$name.ipynb $(OUT)/$$name.ipynb; \
-	    $(BIN)/jupyter nbconvert --log-level ERROR --to html $(OUT)/$$name.ipynb; \
-	done
+	@$(MAKE) --no-print-directory --jobs $(JOBS) $(NOTEBOOKS:%=run-%)
 	@echo; echo "Done. Open:"; for name in $(NOTEBOOKS); do echo "  $(CURDIR)/$(OUT)/$$name.html"; done
 
+run-%:
+	@echo "== $* ($(TIER))"
+	@$(ONE_THREAD) $(BIN)/papermill --no-log-output $(if $(ONE_THREAD),--no-progress-bar) \
+	    -f params/$(TIER)/$*.yaml $(RELEASED) notebooks/$*.ipynb $(OUT)/$*.ipynb
+	@$(BIN)/jupyter nbconvert --log-level ERROR --to html $(OUT)/$*.ipynb
+
 reanalyse:
-	@$(MAKE) --no-print-directory reproduce NOTEBOOKS="$(READ)" RELEASED="-p released $(RESULTS)/errors.parquet"
+	@$(MAKE) --no-print-directory reproduce NOTEBOOKS="$(READ)" JOBS=$(CORES) RELEASED="-p released $(RESULTS)/errors.parquet"
 
 batch: .venv/installed
 	$(ENGINE)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 # Pixels of the image to one of the latent.
 _STRIDES = {"resnet18": 32, "resnet50": 32, "resnet152": 32, "wide_resnet50_2": 32, "xception_small": 16}
-_STRIDES |= {"resnet18_small": 8, "resnet50_small": 8, "wide_resnet50_2_small": 8, "resnet18_tiny": 8}
+_STRIDES |= {"resnet18_small": 8, "resnet50_small": 8, "wide_resnet50_2_small": 8}
+_STRIDES |= {"resnet18_tiny": 8, "resnet50_tiny": 8}
 ENCODERS = tuple(_STRIDES)
 TIMM = "timm/"
 
