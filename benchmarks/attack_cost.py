@@ -19,15 +19,16 @@ import time
 from functools import partial
 from pathlib import Path
 
+from mtrlib import attacks, evaluation, machine, models, training  # before PyTorch: see mtrlib
+from mtrlib.data import Dataset, load
+from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
+from mtrlib.tasks import TASKS
+
+# isort: split
 import pandas as pd
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-
-from mtrlib import attacks, evaluation, machine, models, training
-from mtrlib.data import Dataset, load
-from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
-from mtrlib.tasks import TASKS
 
 STEPS, EPS = 25, 8 / 255
 CLASSES = 11

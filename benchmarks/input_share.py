@@ -17,10 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
-from mtrlib import data, machine, training
+from mtrlib import data, machine, training  # before PyTorch: see mtrlib
 from mtrlib.specs import DataSpec, ModelSpec
+
+# isort: split
+import torch
 
 
 def main() -> None:

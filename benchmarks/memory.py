@@ -26,13 +26,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from mtrlib import data, evaluation, machine, models  # before PyTorch: see mtrlib
+from mtrlib.data import cache
+from mtrlib.specs import AttackSpec
+
+# isort: split
 import numpy as np
 import torch
 import yaml
-
-from mtrlib import data, evaluation, machine, models
-from mtrlib.data import cache
-from mtrlib.specs import AttackSpec
 
 
 def attack(images: int, steps: int, size: int, batch: int, encoder: str = "resnet18_small") -> float:

@@ -8,6 +8,13 @@ from mtrlib.data import rooms
 from mtrlib.data.scenes import CENTRE, CLASS, HALF, PAINTED, TURN
 from mtrlib.specs import DataSpec, ModelSpec
 
+# With `--no-loadscope-reorder` these begin first, so that no process is left alone with one of them at the end.
+LONG = ("test_released", "test_batch", "test_notebooks", "test_killed", "test_benchmarks")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 @pytest.fixture(scope="module")
 def one_thread():

@@ -1,6 +1,7 @@
 """The benchmark runs and counts what it says; how fast this machine is, no test asks."""
 
 import json
+import re
 from argparse import Namespace
 
 import pandas as pd
@@ -153,6 +154,22 @@ def test_the_memory_of_a_notebook_is_that_of_papermill_and_of_its_kernel(tmp_pat
 
 def _attack(images: int, steps: int) -> float:
     return script("memory").attack(images, steps, 32, 8)
+
+
+def test_busy_measures_beside_company_in_fresh_processes_that_only_their_environment_decides(monkeypatch, capfd):
+    """The default is OpenMP's own, not the package's; the real company is a second training."""
+    busy = beside("busy", monkeypatch)
+    for name, value in (("OMP_WAIT_POLICY", "passive"), ("OMP_DISPLAY_ENV", "verbose")):
+        monkeypatch.setenv(name, value)
+    options = Namespace(encoder="resnet18_tiny", size=16, batch=2, seconds=0.1, repeats=1)
+    assert busy.images_per_second(options, "the default of OpenMP", "a second training") > 0
+    spins = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", capfd.readouterr().err)
+    assert spins in ([], ["300000"] * 2), "none of an OpenMP that is not GNU's"
+    rates = dict(zip(busy.BESIDE, (8.0, 4.0, 2.0), strict=True))
+    monkeypatch.setattr(busy, "images_per_second", lambda options, setting, company: rates[company])
+    table = busy.measured(options)
+    assert table["threads"].unique().tolist() == list(busy.SETTINGS)
+    assert table["of alone"].tolist() == [1, 0.5, 0.25] * len(busy.SETTINGS)
 
 
 def test_gpu_measures_training_and_attack_with_and_without_compile(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -18,10 +19,12 @@ import pandas as pd
 import pytest
 import yaml
 from filelock import FileLock, Timeout
+from matplotlib.figure import Figure
 from oracles import script
 from safetensors import safe_open
 
-from mtrlib import data, machine, sealed
+import mtrlib.tables
+from mtrlib import data, figures, machine, published, report, sealed
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.store import Store
 
@@ -36,7 +39,7 @@ STAGES = ("example", "cache", "store/models", "store/errors", "out")  # what it 
 # Forks, for each line of its input, a process of its own: what the imports take is spent once. A process kills itself
 # where it is told to, which is the same place on any machine.
 SERVER = """
-import itertools, json, os, signal, sys, threading, traceback, warnings
+import itertools, json, os, resource, signal, sys, threading, traceback, warnings
 warnings.simplefilter("error")
 import torch
 torch.set_num_threads(1)
@@ -45,7 +48,7 @@ from pathlib import Path
 from mtrlib import data, training
 from mtrlib.store import Store
 from oracles import run_cells
-from test_killed import ATTACKS, MODELS, notebook_values
+from test_killed import ATTACKS, MODELS, WRITERS, notebook_values
 training.SAVE_EVERY = 0.0
 fit = training.fit
 
@@ -93,6 +96,17 @@ def notebook(folder, stage, last):
     run_cells("new_dataset", notebook_values(folder))
     (folder / "events").write_text(json.dumps({part: events[part] for part in stage}))
 
+def write(folder, name, last, limit):
+    # Writes files; the system kills it as the last of them, whatever opens that, grows beyond the limit in bytes.
+    def opened(event, arguments):
+        if event == "open" and last in Path(str(arguments[0])).name:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if last is not None:
+        sys.addaudithook(opened)
+    WRITERS[name](folder)
+
 import matplotlib.pyplot, torch._dynamo, mtrlib.data.decoding, mtrlib.data.folder, mtrlib.data.rooms  # imported late
 from mtrlib import figures, parameters, studies, tables
 MODELS[0].data.tasks
@@ -110,7 +124,7 @@ for line in sys.stdin:
         try:
             os.environ["MTRLIB_CACHE"] = first + "/cache"
             os.dup2(2, 1)
-            {"run": run, "notebook": notebook}[command](Path(first), *rest)
+            {"run": run, "notebook": notebook, "write": write}[command](Path(first), *rest)
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -334,29 +348,73 @@ def test_papermill_and_its_kernel_are_killed_and_the_next_ones_end_with_the_same
     assert written(folder) == notebook[0]
 
 
-HALF = """
-import os, signal, sys
-from pathlib import Path
-from mtrlib import data
-write = Path.write_bytes
-def killed(path, content):
-    if "train_0002.npy" in path.name:
-        write(path, content[: len(content) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-    return write(path, content)
-Path.write_bytes = killed
-data.write_example(sys.argv[1], 4, 2)
-"""
+def results(folder: Path) -> None:
+    """A small folder of results but for its page."""
+    claims = published.claims("RQ3")[["claim"]].assign(measured="x: 1 [0, 2]", verdict=list(report.SIGNS))
+    mtrlib.tables.write(folder, "rq3", verdicts=claims.assign(**{"printed tables": ""}).reset_index(names="number"))
+    figure = Figure()
+    figure.subplots().plot([0, 1])
+    figures.write(folder, "rq3", pgd=figure)
 
 
-def test_an_example_whose_writer_is_killed_within_a_file_has_no_half_of_one(tmp_path):
-    folder = tmp_path / "example"
-    done = subprocess.run([sys.executable, "-c", HALF, str(folder)], cwd=Path(__file__).parents[1])
-    assert done.returncode == -signal.SIGKILL
-    assert (folder / "inverse" / "train_0001.npy").exists()
-    assert not (folder / "inverse" / "train_0002.npy").exists()
-    whole(folder)
-    data.write_example(folder, 4, 2)
-    files = [path.name for path in folder.rglob("*") if path.is_file()]
-    assert len(files) == 1 + 5 * 6
-    assert not [name for name in files if name.startswith(".")]
+def page(folder: Path, notebook: bool = False) -> None:
+    """One with its page, and with a notebook that the page shows."""
+    results(folder)
+    if notebook:
+        cells = [nbformat.v4.new_markdown_cell("# tour", id="0")]
+        (folder / "tour.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=cells)))
+    report.write(folder)
+
+
+WRITERS = {
+    "results": results,
+    "page": page,
+    "report": lambda folder: page(folder, notebook=True),
+    "example": lambda folder: data.write_example(folder, 4, 2),
+}
+
+
+@pytest.mark.parametrize(
+    "name, last",
+    [
+        *[("results", file) for file in ("rq3_verdicts.csv", "rq3_pgd.png", "rq3_pgd.svg")],
+        *[("page", "index.html"), ("report", "tour.html")],
+        *[("example", file) for file in ("images/train_0001.png", "inverse/train_0001.npy")],
+    ],
+)
+def test_a_writer_that_is_killed_within_a_file_leaves_no_half_of_one(server, written_once, tmp_path, name, last):
+    """By the system, in the middle of a file, whatever writes it. The next one ends with the same files."""
+    expected, folder = written_once(name), tmp_path / name
+    assert (
+        server.wait(server.start("write", folder, name, Path(last).name, len(expected[last]) // 2)) == -signal.SIGXFSZ
+    )
+    (half,) = [path for path in folder.rglob(".*") if Path(last).name in path.name and path.stat().st_size]
+    assert half.stat().st_size == len(expected[last]) // 2
+    left = contents(folder)
+    assert last not in left
+    mark = left.pop("dataset.yaml", b"not yet complete")  # of the example: its first file, and again its last
+    assert b"not yet complete" in mark
+    assert left == {file: expected[file] for file in left}
+    assert server.wait(server.start("write", folder, name, None, None)) == 0
+    assert contents(folder) == expected
+    if name == "example":
+        assert not list(folder.rglob(".*"))
+
+
+@pytest.fixture(scope="module")
+def written_once(server, tmp_path_factory):
+    """A function of a writer: its files, where nothing disturbs it."""
+
+    @cache
+    def made(name: str) -> dict[str, bytes]:
+        folder = tmp_path_factory.mktemp("written") / name
+        assert server.wait(server.start("write", folder, name, None, None)) == 0
+        return contents(folder)
+
+    return made
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files that have their names."""
+    found = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}

@@ -107,7 +107,7 @@ RQ3_TINY = {"balancers": ["gradnorm"], "many_steps": 3, "square_queries": 5}
         ("rq3_task_weights", "di", RQ3_TINY, "rq3_vulnerability"),  # no weights are published for these
     ],
 )
-def test_notebooks_run_on_a_folder_with_three_parameters_changed(tmp_path, name, tasks, tiny, table):
+def test_notebooks_run_on_a_folder_with_three_parameters_changed(tmp_path, run_cells, name, tasks, tiny, table):
     """data, root and tasks, one of them new, beside sizes that make it short."""
     folder = data.write_example(tmp_path / "mine", 16, 6)
     own = {"data": "folder", "root": str(folder), "tasks": tasks}
@@ -118,10 +118,7 @@ def test_notebooks_run_on_a_folder_with_three_parameters_changed(tmp_path, name,
         **own,
         **{"store": str(tmp_path / "store"), "output": str(tmp_path / "out")},
     }
-    (tmp_path / "p.yaml").write_text(yaml.safe_dump(values))
-    done = papermill(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "out.ipynb", "-f", str(tmp_path / "p.yaml"))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert code_cells(tmp_path / "out.ipynb")[-1].outputs, "the sentinel did not run"
+    run_cells(name, values)
     measured = pd.read_csv(tmp_path / "out" / f"{table}.csv")
     assert set(measured.main) == set(tasks)
     assert (measured.adversarial_error >= 0).all()

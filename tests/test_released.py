@@ -11,16 +11,17 @@ from mtrlib.__main__ import main
 from mtrlib.specs import AttackSpec, Evaluation, ModelSpec
 from mtrlib.store import Store
 
-TIER = {"size": 16, "train_images": 16, "test_images": 6, "panel_images": 4, "epochs": 3, "batch_size": 8, "steps": 3}
+TIER = {"size": 16, "train_images": 16, "test_images": 4, "panel_images": 2, "epochs": 3, "batch_size": 8, "steps": 2}
 TIER |= {"tasks": "sdn", "encoder": "resnet18_tiny", "replicates": 1000, "seeds": [0], "precision": "float32"}
 OWN = {
     "rq1_auxiliary_tasks": {
+        "tasks": "sd",
         "more_tasks": "",
         "encoders": ["resnet18_small"],
-        "steps_panel": [1, 3],
+        "steps_panel": [1, 2],
         "eps_panel": [4.0, 8.0],
     },
-    "rq2_marginal_vulnerability": {"chains": ["sdn"], "eps_panel": [1.0], "gradient_images": 6},
+    "rq2_marginal_vulnerability": {"chains": ["sdn"], "eps_panel": [1.0], "gradient_images": 4},
     "rq3_task_weights": {"tasks": "sd", "masked_pairs": ["sd"], "balancers": [], "many_steps": 4, "square_queries": 4},
     "rq4_task_selection": {"encoder": "resnet18_small", "surrogate": "resnet18_tiny"},
     "fidelity": {"tasks": "sd", "swapped": ["sd", "dE"]},

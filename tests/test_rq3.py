@@ -7,7 +7,7 @@ import torch
 import yaml
 from oracles import errors_of
 
-from mtrlib import attacks, claims, machine, masking, parameters, studies, tables, weights
+from mtrlib import attacks, claims, evaluation, machine, masking, parameters, studies, tables, weights
 from mtrlib.specs import AttackSpec, ModelSpec
 from mtrlib.store import Store
 
@@ -168,10 +168,11 @@ def test_the_worst_case_of_runs_is_that_of_the_ensemble(tiny, tmp_path):
     model, data = store.model(tiny), store.data(tiny, "test", 6)
     images, targets, masks = data.batch(slice(None))
     losses = attacks.task_losses(model, targets, masks, "s")
+    folded = attacks.task_losses(evaluation.for_attack(model, "float32"), targets, masks, "s")  # as the store attacks
     keywords = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 3}
     found = {}
     for name in members:  # the ensemble's members draw their starts one after the other: give each the store's own
-        found[name] = attacks.NAMED[name](losses, images, generator=torch.Generator().manual_seed(0), **keywords)
+        found[name] = attacks.NAMED[name](folded, images, generator=torch.Generator().manual_seed(0), **keywords)
     members = [lambda *_, found=found[name], **__: found for name in members]
     best = losses(attacks.ensemble(losses, images, attacks=members, **keywords))[0]
     np.testing.assert_allclose(worst.loc[list(data.ids)], best.detach(), rtol=1e-4)

@@ -1,8 +1,14 @@
 """What a fresh machine installs: one set of pins, within the ranges of the package."""
 
+import ast
+import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 
@@ -45,3 +51,45 @@ def test_the_two_commands_of_the_readme_are_what_ci_runs():
         assert f"make {command}" in readme
         assert f"\n{command}:" in make
     assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+# Loads nothing of PyTorch: shows OpenMP's variable at the first import of it and stops there.
+BEFORE_TORCH = """
+import os, sys
+class Stop:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            sys.exit(f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY')}")
+sys.meta_path.insert(0, Stop())
+"""
+RUNS = [*sorted(ROOT.glob("notebooks/*.ipynb")), *sorted(ROOT.glob("benchmarks/*.py"))]
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
+def test_threads_that_wait_are_told_so_before_pytorch_is_loaded(path, monkeypatch):
+    """OpenMP reads it as PyTorch loads, and never again."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = [cell["source"] for cell in json.loads(source)["cells"] if cell["cell_type"] == "code"]
+        source = "\n".join("".join(cell) for cell in cells)
+    lines = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    imports = "\n".join(ast.unparse(node) for node in lines if getattr(node, "module", "") != "__future__")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{path.parent}")
+    done = subprocess.run([sys.executable, "-c", BEFORE_TORCH + imports], capture_output=True, text=True)
+    assert done.stderr == "OMP_WAIT_POLICY=passive\n"
+
+
+def test_so_they_are_in_the_process_of_the_tests_and_openmp_takes_it(monkeypatch):
+    loaded = list(sys.modules)
+    assert loaded.index("mtrlib") < loaded.index("torch")
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "verbose")
+    shown = subprocess.run(
+        [sys.executable, "-c", "import mtrlib, torch"], capture_output=True, text=True, cwd=ROOT
+    ).stderr
+    spins = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", shown)
+    if not spins:
+        pytest.skip("another OpenMP than GNU's, which does not show how long its threads spin")
+    assert set(spins) == {"0"}
