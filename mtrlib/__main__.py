@@ -77,9 +77,10 @@ def add_data(commands) -> None:
 
 def check_data(options: argparse.Namespace) -> int:
     """1 where something would stop a run."""
-    from mtrlib import data
+    from mtrlib import data, machine
 
-    table = data.check(options.name, options.root, options.tasks)
+    root = machine.folder(Path(machine.expanded(options.root)).absolute(), "the data (root)")
+    table = data.check(options.name, root, options.tasks)
     sys.stdout.write(f"{_text(table)}\n")
     stopping = table[table.stops]
     for problem in dict.fromkeys(stopping.problem):
@@ -89,9 +90,9 @@ def check_data(options: argparse.Namespace) -> int:
 
 
 def page(options: argparse.Namespace) -> int:
-    from mtrlib import report
+    from mtrlib import machine, report
 
-    sys.stdout.write(f"{report.write(Path(options.folder))}\n")
+    sys.stdout.write(f"{report.write(machine.folder(Path(machine.expanded(options.folder)), 'results'))}\n")
     return 0
 
 
@@ -99,7 +100,7 @@ def release(options: argparse.Namespace) -> int:
     from mtrlib import batch, machine, released
 
     needs = batch.needs(_read(options), options.precision)
-    path = machine.root() / options.results / "errors.parquet"
+    path = machine.folder(machine.place(options.results), "the results", made=True) / "errors.parquet"
     evaluations = [e for found in needs.evaluations.values() for e in found]
     count = released.write(path, needs.store, needs.models.values(), evaluations)
     size = path.stat().st_size / 1e6
@@ -148,7 +149,7 @@ def _job(options: argparse.Namespace, kind: str, *of: str) -> int:
 
     values = _read(options)
     store = str(next(iter(values.values())).get("store"))  # before parameters are checked, since that asks CUDA
-    with machine.gpu(machine.root() / store / "batch" / "gpus") as gpu:
+    with machine.gpu(machine.place(store) / "batch" / "gpus") as gpu:
         _log("begins", kind, *of, f"on {platform.node()}, GPU {gpu}, {os.environ.get('OMP_NUM_THREADS')} threads")
         needs = batch.needs(values, options.precision)
         if kind == "notebook":

@@ -73,7 +73,7 @@ class Job:
 
 def read(folder: str | Path, notebooks: Iterable[str] | None = None) -> dict[str, dict]:
     """The parameters files of a folder, unchecked, by the name of their notebook; `notebooks` takes some of them."""
-    folder = machine.root() / folder
+    folder = machine.folder(machine.place(folder), "the parameters")
     files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     chosen = list(files) if notebooks is None else list(notebooks)
     if not chosen or set(chosen) - set(files):
@@ -99,7 +99,7 @@ def needs(values: dict[str, dict], precision: str = "auto") -> Needs:
         resolved = {"precision": precision} if given.get("precision") == "auto" else {}
         try:
             if given.get("example") is True:  # what its notebook writes before the same check
-                data.write_example(machine.root() / given["root"], given["train_images"] or 256, given["test_images"])
+                data.write_example(machine.place(given.get("root")), given["train_images"] or 256, given["test_images"])
             parameters[name] = check({**given, **resolved}, kind)
         except ValueError as error:
             raise ValueError("\n".join(f"{name}.yaml: {line}" for line in str(error).splitlines())) from None
@@ -183,7 +183,7 @@ def evaluate(needs: Needs, keys: Iterable[str] = ()) -> None:
 
 def paths(needs: Needs, name: str) -> tuple[Path, Path]:
     """Where a notebook comes to lie, and where it is while it runs, or stays after it failed."""
-    folder = machine.root() / needs.parameters[name].output
+    folder = machine.place(needs.parameters[name].output)
     return folder / f"{name}.ipynb", folder / f"{name}.partial.ipynb"
 
 
