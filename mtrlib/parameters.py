@@ -184,6 +184,12 @@ class NewDataset(Study):
     example: bool
     shown: int = Field(ge=1, le=8)
 
+    @model_validator(mode="after")
+    def _own(self) -> NewDataset:
+        if self.example and self.data != "folder":
+            raise ValueError(f"example should be false to read your own data, found true for data {self.data!r}")
+        return self
+
 
 class RQ4(Study):
     """Parameters of the notebook `rq4_task_selection`: `surrogate` is the cheaper encoder."""

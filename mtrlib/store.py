@@ -73,8 +73,10 @@ class Store:
         self._load_model = lru_cache(maxsize=3)(self._load_model)
 
     def has_model(self, spec: ModelSpec) -> bool:
-        """Whether the model is trained."""
-        return (self.folder(spec) / "record.json").exists()
+        """Whether the model is trained: its record and all its checkpoints are there."""
+        folder = self.folder(spec)
+        files = (folder / "record.json", *(training.checkpoint(folder, epoch) for epoch in spec.checkpoints))
+        return all(file.exists() for file in files)
 
     def has_record(self, spec: ModelSpec) -> bool:
         """Whether the model is trained, here or by whom the errors were released."""
