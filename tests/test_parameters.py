@@ -88,6 +88,29 @@ def test_paths_are_those_that_they_name(tmp_path, monkeypatch):
         Store("store", released="$SET_HERE/none")
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "new_dataset.yaml: .* Found other files in .*mine: set example to false to read your own data"),
+        ({"root": "none", "test_images": "8"}, "new_dataset.yaml: Parameter test should be a positive integer"),
+        ({"root": None}, "new_dataset.yaml: A path should be a text. Found None"),
+        (
+            {"data": "nyuv2", "tasks": "sdn"},
+            "example should be false to read your own data, found true for data 'nyuv2'",
+        ),
+    ],
+)
+def test_an_example_is_no_data_of_ones_own(tmp_path, monkeypatch, changes, told):
+    """Said by the batch engine, which writes it, before anything is."""
+    monkeypatch.setattr(machine, "root", lambda: tmp_path)
+    values = yaml.safe_load((PARAMETERS / "smoke" / "new_dataset.yaml").read_text())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("my own")
+    with pytest.raises(ValueError, match=f"^{told}" if told.startswith("new") else told):
+        batch.needs({"new_dataset": {**values, "root": "mine", **changes}})
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "notes.txt"]
+
+
 def test_pretrained_is_passed_on_to_the_encoders_of_timm_alone():
     values = {**smoke(), "pretrained": True, "encoders": ["resnet18_small", "timm/convnext_atto"], "size": 64}
     p = parameters.check(values, parameters.RQ1)
