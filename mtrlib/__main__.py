@@ -6,9 +6,12 @@ import argparse
 import os
 import platform
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,11 +26,17 @@ def main(arguments: list[str] | None = None) -> int:
     add_release(commands)
     add_data(commands)
     options = parser.parse_args(arguments)
-    try:
-        return options.run(options)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    with _logged(getattr(options, "log", None)) as options.outside:
+        try:
+            return options.run(options)
+        except Exception as error:
+            if not isinstance(error, ValueError | OSError):
+                if options.outside is None:
+                    raise
+                traceback.print_exc()
+                error = f"{type(error).__name__}: {error}"
+            _say(options, str(error))
+            return 2
 
 
 def add_batch(commands) -> None:
@@ -43,6 +52,8 @@ def add_batch(commands) -> None:
         command.add_argument("folder", help="of the parameters, such as params/smoke")
         if run is notebook:
             command.add_argument("name", help="of the notebook, without .ipynb")
+        if run is not plan:
+            command.add_argument("--log", help="a file that takes the output; stderr gets the first and the last line")
         if run in (train, evaluate):
             command.add_argument("keys", nargs="*", metavar="KEY", help="of a model")
         command.add_argument("--notebooks", help="names, separated by commas; all that have a file in the folder")
@@ -77,9 +88,10 @@ def add_data(commands) -> None:
 
 def check_data(options: argparse.Namespace) -> int:
     """1 where something would stop a run."""
-    from mtrlib import data
+    from mtrlib import data, machine
 
-    table = data.check(options.name, options.root, options.tasks)
+    root = machine.folder(Path(machine.expanded(options.root)).absolute(), "the data (root)")
+    table = data.check(options.name, root, options.tasks)
     sys.stdout.write(f"{_text(table)}\n")
     stopping = table[table.stops]
     for problem in dict.fromkeys(stopping.problem):
@@ -89,9 +101,9 @@ def check_data(options: argparse.Namespace) -> int:
 
 
 def page(options: argparse.Namespace) -> int:
-    from mtrlib import report
+    from mtrlib import machine, report
 
-    sys.stdout.write(f"{report.write(Path(options.folder))}\n")
+    sys.stdout.write(f"{report.write(machine.folder(Path(machine.expanded(options.folder)), 'results'))}\n")
     return 0
 
 
@@ -99,7 +111,7 @@ def release(options: argparse.Namespace) -> int:
     from mtrlib import batch, machine, released
 
     needs = batch.needs(_read(options), options.precision)
-    path = machine.root() / options.results / "errors.parquet"
+    path = machine.folder(machine.place(options.results), "the results", made=True) / "errors.parquet"
     evaluations = [e for found in needs.evaluations.values() for e in found]
     count = released.write(path, needs.store, needs.models.values(), evaluations)
     size = path.stat().st_size / 1e6
@@ -143,20 +155,29 @@ def _read(options: argparse.Namespace) -> dict[str, dict]:
 
 
 def _job(options: argparse.Namespace, kind: str, *of: str) -> int:
-    """One job on a GPU of its own, where there is one, with a line at its start and its end."""
-    from mtrlib import batch, machine
+    """One job on a GPU of its own, where there is one, with a line at its start and its end; where the store has what
+    that takes, with how long all that is left would take one job after another."""
+    from mtrlib import batch, cost, machine
 
     values = _read(options)
     store = str(next(iter(values.values())).get("store"))  # before parameters are checked, since that asks CUDA
-    with machine.gpu(machine.root() / store / "batch" / "gpus") as gpu:
-        _log("begins", kind, *of, f"on {platform.node()}, GPU {gpu}, {os.environ.get('OMP_NUM_THREADS')} threads")
+    with machine.gpu(machine.place(store) / "batch" / "gpus") as gpu:
         needs = batch.needs(values, options.precision)
+        title = batch.title(needs, kind, of)
+        left = cost.estimate(needs).seconds.sum(skipna=False) / 3600
+        about = f"on {platform.node()}, GPU {gpu}, {os.environ.get('OMP_NUM_THREADS')} threads"
+        hours = f"; left for all models about {left:.2g} hours of jobs one after another" if left > 0 else ""
+        _say(options, f"{_now()} begins {title} {about}{hours}")
         if kind == "notebook":
             batch.notebook(needs, *of)
         else:
             {"train": batch.train, "evaluate": batch.evaluate}[kind](needs, of)
-        _log("ends", kind, *of)
+        _say(options, f"{_now()} ends {title}")
     return 0
+
+
+def _now() -> str:
+    return datetime.now().isoformat(timespec="milliseconds")
 
 
 def _text(table: pd.DataFrame) -> str:
@@ -170,9 +191,38 @@ def _text(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _log(*words: str) -> None:
-    sys.stderr.write(f"{datetime.now().isoformat(timespec='milliseconds')} {' '.join(words)}\n")
+@contextmanager
+def _logged(path: str | None) -> Iterator[TextIO | None]:
+    """With a path, what is written to stdout and stderr, also by other programs, goes to the end of that file instead.
+    Yields what still writes to the old stderr; None without a path."""
+    if path is None:
+        yield None
+        return
+    from mtrlib import machine
+
+    place = Path(machine.expanded(path))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    before = [os.dup(number) for number in (1, 2)]
+    with open(place, "a", buffering=1) as file, open(before[1], "w", closefd=False) as outside:
+        try:
+            for number in (1, 2):
+                os.dup2(file.fileno(), number)
+            with redirect_stdout(file), redirect_stderr(file):
+                yield outside
+        finally:
+            for number, old in zip((1, 2), before, strict=True):
+                os.dup2(old, number)
+                os.close(old)
+
+
+def _say(options: argparse.Namespace, text: str) -> None:
+    """A line to stderr; with a log to that, and its last line also to the old stderr, with the name of the log."""
+    sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+    if options.outside is not None:
+        last = (text.strip().splitlines() or [""])[-1]
+        options.outside.write(f"{last} (log: {options.log})\n")
+        options.outside.flush()
 
 
 if __name__ == "__main__":

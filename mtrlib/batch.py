@@ -73,7 +73,7 @@ class Job:
 
 def read(folder: str | Path, notebooks: Iterable[str] | None = None) -> dict[str, dict]:
     """The parameters files of a folder, unchecked, by the name of their notebook; `notebooks` takes some of them."""
-    folder = machine.root() / folder
+    folder = machine.folder(machine.place(folder), "the parameters")
     files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     chosen = list(files) if notebooks is None else list(notebooks)
     if not chosen or set(chosen) - set(files):
@@ -98,8 +98,9 @@ def needs(values: dict[str, dict], precision: str = "auto") -> Needs:
         kind, study = NOTEBOOKS[name]
         resolved = {"precision": precision} if given.get("precision") == "auto" else {}
         try:
-            if given.get("example") is True:  # what its notebook writes before the same check
-                data.write_example(machine.root() / given["root"], given["train_images"] or 256, given["test_images"])
+            if given.get("example") is True and given.get("data") == "folder":  # as its notebook does before its check
+                root = machine.place(given.get("root"))
+                data.write_example(root, given.get("train_images") or 256, given.get("test_images"))
             parameters[name] = check({**given, **resolved}, kind)
         except ValueError as error:
             raise ValueError("\n".join(f"{name}.yaml: {line}" for line in str(error).splitlines())) from None
@@ -168,29 +169,40 @@ def unattacked(needs: Needs, keys: Iterable[str]) -> list[Evaluation]:
 
 
 def train(needs: Needs, keys: Iterable[str] = ()) -> None:
-    """Train the models of these keys (of none: all) that the store lacks, and mark them."""
-    chosen = _known(needs, keys)
-    studies.train_models(needs.store, [needs.models[key] for key in chosen])
-    _touch(_mark(needs, "trained", chosen))
+    """Train the models of these keys (of none: all) that the store lacks."""
+    studies.train_models(needs.store, [needs.models[key] for key in _known(needs, keys)])
 
 
 def evaluate(needs: Needs, keys: Iterable[str] = ()) -> None:
-    """Run the attacks on the models of these keys (of none: all) that the store lacks, and mark them."""
-    chosen = _known(needs, keys)
-    studies.attack(needs.store, unattacked(needs, chosen))
-    _touch(_mark(needs, "evaluated", chosen))
+    """Run the attacks on the models of these keys (of none: all) that the store lacks."""
+    studies.attack(needs.store, unattacked(needs, _known(needs, keys)))
+
+
+def title(needs: Needs, kind: str, of: Iterable[str]) -> str:
+    """A job in words, such as "train sd, resnet18, seed 0 (3 of 38 models)": the place counts models as `plan` lists
+    them, or notebooks."""
+    if kind == "notebook":
+        (name,), names = of, list(needs.parameters)
+        return f"notebook {name} ({names.index(name) + 1} of {len(names)} notebooks)" if name in names else name
+    keys, chosen = list(needs.models), [key for key in of if key in needs.models] or list(needs.models)
+    specs = [needs.models[key] for key in chosen[:4]]
+    weights = {spec.key: "" if spec.weights == "uniform" else f", {spec.weights}" for spec in specs}
+    named = [f"{spec.tasks}, {spec.encoder}{weights[spec.key]}, seed {spec.seed}" for spec in specs]
+    numbers = [str(keys.index(key) + 1) for key in chosen[:4]]
+    more = f" and {len(chosen) - 4} more" if len(chosen) > 4 else ""
+    return f"{kind} {'; '.join(named)}{more} ({', '.join(numbers)}{more} of {len(keys)} models)"
 
 
 def paths(needs: Needs, name: str) -> tuple[Path, Path]:
     """Where a notebook comes to lie, and where it is while it runs, or stays after it failed."""
-    folder = machine.root() / needs.parameters[name].output
+    folder = machine.place(needs.parameters[name].output)
     return folder / f"{name}.ipynb", folder / f"{name}.partial.ipynb"
 
 
 def notebook(needs: Needs, name: str) -> Path:
     """Run a notebook and mark it. It moves to its place when its last cell, the sentinel, has outputs.
 
-    Raises RuntimeError where that cell has none, and what papermill raises where a cell fails.
+    Raises RuntimeError of one line where that cell has none, and where a cell fails.
     """
     if name not in needs.parameters:
         raise ValueError(f"Parameter name should be one of {', '.join(needs.parameters)}. Found name = {name}.")
@@ -206,7 +218,11 @@ def notebook(needs: Needs, name: str) -> Path:
             return finished
         source = machine.root() / "notebooks" / f"{name}.ipynb"
         values = needs.parameters[name].model_dump()
-        done = papermill.execute_notebook(source, partial, values, progress_bar=False)
+        try:
+            done = papermill.execute_notebook(source, partial, values, progress_bar=False)
+        except papermill.PapermillExecutionError as error:
+            told = " ".join(f"{error.ename}: {error.evalue}".split())
+            raise RuntimeError(f"{partial} has failed in a cell: {told}") from error
         if not [cell for cell in done.cells if cell.cell_type == "code"][-1].outputs:
             raise RuntimeError(f"The last cell of {partial} has no outputs: the notebook did not get to its end.")
         places = {"input_path": source, "output_path": finished}  # not where this machine keeps them

@@ -371,6 +371,8 @@ def _ratio(row: dict) -> tuple[str, str]:
     """What a row of `tables.mean_ratio` says, and its interval; that nothing is known where it says nothing."""
     cells = f"in the mean of {row['cells']} cells"
     low, high = row["low"], row["high"]
+    if np.isinf(row["ratio"]):
+        return f"infinite {cells}", tables.interval(low, high)
     if not (np.isfinite(low) and np.isfinite(high) and low > 0 and high < NOTHING * low):
         return f"of the ratio {cells} nothing is known", ""
     return f"{tables.number(row['ratio'])} times {cells}", tables.interval(low, high)

@@ -12,7 +12,7 @@ from collections import defaultdict
 import pandas as pd
 
 from mtrlib import machine
-from mtrlib.batch import Needs
+from mtrlib.batch import Needs, unattacked, untrained
 from mtrlib.specs import AttackSpec, ModelSpec
 from mtrlib.store import Store
 
@@ -47,8 +47,8 @@ def estimate(needs: Needs) -> pd.DataFrame:
     rows = []
     for key, spec in needs.models.items():
         wanted = needs.evaluations.get(key, [])
-        left = [e for e in wanted if not needs.store.has_errors(e.model, e.attack, e.epoch, e.source)]
-        forward, trained = operations(spec), needs.store.has_model(spec)
+        left = unattacked(needs, [key])
+        forward, trained = operations(spec), not untrained(needs, [key])
         number = spec.images or images.get((spec.data, None), float("nan"))
         an_image = 3.0 * forward * spec.epochs
         to_train = 0.0 if trained else an_image * number

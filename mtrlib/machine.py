@@ -80,6 +80,43 @@ def root() -> Path:
     return next(filter(is_repository, (here, *here.parents, *Path(mtrlib.__file__).parents)), here)
 
 
+def place(named: str | Path) -> Path:
+    """Where a parameter or an option points to: `expanded`, and a relative path starts at `root`."""
+    return root() / expanded(named)
+
+
+def expanded(named: str | Path) -> str:
+    """A path in which $NAME and ${NAME} are the environment's, and then a first ~ or ~user is a home folder.
+
+    Raises
+    ------
+    ValueError : for a variable or a home that there is not. An empty one counts as none: files would lie elsewhere.
+    """
+
+    def value(match: re.Match) -> str:
+        name = match[1] or match[2]
+        if not os.environ.get(name):
+            raise ValueError(f"The environment variable {name} of {str(named)!r} is not set.")
+        return os.environ[name]
+
+    if not isinstance(named, str | Path):
+        raise ValueError(f"A path should be a text. Found {named!r}.")
+    found = os.path.expanduser(re.sub(r"\$(?:(\w+)|\{([^}]*)\})", value, str(named), flags=re.ASCII))
+    if found.startswith("~"):
+        raise ValueError(f"{found.split('/')[0]!r} has no home folder. A name that begins with ~ is written './~'.")
+    return found
+
+
+def folder(path: Path, what: str, made: bool = False) -> Path:
+    """The path of a folder; ValueError of one line where it is missing, unless it is yet to be made, or is a file."""
+    stands = next((each for each in (path, *path.parents) if os.path.lexists(each)), path)
+    if os.path.lexists(stands) and not stands.is_dir():
+        raise ValueError(f"The folder of {what} cannot be {path}: {stands} is no folder.")
+    if stands != path and not made:
+        raise ValueError(f"The folder of {what} is missing: {path}.")
+    return path
+
+
 def is_repository(folder: Path) -> bool:
     """Whether the folder holds `notebooks` and `params`."""
     return (folder / "notebooks").is_dir() and (folder / "params").is_dir()

@@ -86,7 +86,7 @@ def models(p: RQ3) -> list[ModelSpec]:
 
 def zero_gradients(store: Store, specs: list[ModelSpec], images: int) -> pd.DataFrame:
     """Share of the first test images at which the gradient of the joint loss is zero in every value; of all other
-    images, the mean share of values at which it is."""
+    images, the mean share of values at which it is. A value that is not a number counts as zero, as attacks take it."""
 
     def measure() -> pd.DataFrame:
         rows = []
@@ -94,7 +94,7 @@ def zero_gradients(store: Store, specs: list[ModelSpec], images: int) -> pd.Data
             losses, batch = _losses(store, spec, AttackSpec(tasks=spec.tasks, images=images))
             point = batch.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(losses(point).sum(), point)
-            zero = (gradient == 0).flatten(1).float().mean(dim=1)
+            zero = (gradient.nan_to_num() == 0).flatten(1).float().mean(dim=1)
             none = zero == 1
             values = zero[~none].mean().item() if (~none).any() else float("nan")
             row = {"images without a gradient": none.float().mean().item(), "values without, in the others": values}

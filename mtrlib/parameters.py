@@ -6,7 +6,9 @@ type, a value out of range, an unknown task letter and an unknown name stop the 
 
 from __future__ import annotations
 
+import re
 import types
+from collections.abc import Collection
 from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +24,7 @@ from mtrlib.weights import FIXED, WEIGHTS, task_weights
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Place = Annotated[str, AfterValidator(machine.expanded)]
 
 
 kernel.faults_in_one_line()  # of the first cell too, which imports this
@@ -38,13 +41,13 @@ class Parameters(BaseModel):
 
     `pretrained` lets the encoders that timm has weights for begin from them; others begin from random ones. `store`
     holds trained models and errors, `released` is a file of released errors that are found in place of them, or "",
-    `output` holds the notebook's tables; relative paths start at the repository.
+    `output` holds the notebook's tables; relative paths start at the repository, and ~, $NAME and ${NAME} are expanded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     data: Literal[NAMES]
-    root: str
+    root: Place
     on_bad: Literal["raise", "skip"]
     size: int = Field(ge=8, le=1024)
     train_images: int = Field(ge=0)
@@ -63,14 +66,16 @@ class Parameters(BaseModel):
     eps_255: Positive
     step_size_255: Positive
     steps: Count
-    store: str
-    released: str
-    output: str
+    store: Place
+    released: Place
+    output: Place
 
     @model_validator(mode="after")
     def _files(self) -> Parameters:
         if self.data != "rooms" and not self.root:
             raise ValueError(f"root should be the folder of the {self.data} files, found {self.root!r}")
+        for kind in ("store", "output"):
+            machine.folder(machine.place(getattr(self, kind)), f"the {kind}", made=True)
         used = [self.encoder, *getattr(self, "encoders", []), getattr(self, "surrogate", "")]
         if self.pretrained and not any(name.startswith(encoders.TIMM) for name in used):
             raise ValueError(f"pretrained should be false unless an encoder is timm/<name>, found {self.encoder!r}")
@@ -83,7 +88,7 @@ class Parameters(BaseModel):
     @property
     def folder(self) -> Path | None:
         """The folder of the data set's files."""
-        return machine.root() / self.root if self.root else None
+        return machine.place(self.root) if self.root else None
 
     @property
     def definitions(self) -> dict[str, Task]:
@@ -151,7 +156,9 @@ class RQ1(Study):
     more_tasks: Annotated[str, AfterValidator(lambda letters: letters and parse(letters))]
     eps_panel: Annotated[list[Positive], Field(min_length=1), AfterValidator(_different)]
     steps_panel: Annotated[list[Count], Field(min_length=1), AfterValidator(_different)]
-    encoders: Annotated[list[Annotated[str, AfterValidator(encoders.known)]], AfterValidator(_different)]
+    encoders: Annotated[
+        list[Annotated[str, AfterValidator(encoders.known)]], Field(min_length=1), AfterValidator(_different)
+    ]
 
     @model_validator(mode="after")
     def _panels(self) -> RQ1:
@@ -176,6 +183,12 @@ class NewDataset(Study):
 
     example: bool
     shown: int = Field(ge=1, le=8)
+
+    @model_validator(mode="after")
+    def _own(self) -> NewDataset:
+        if self.example and self.data != "folder":
+            raise ValueError(f"example should be false to read your own data, found true for data {self.data!r}")
+        return self
 
 
 class RQ4(Study):
@@ -299,7 +312,7 @@ class Fidelity(Study):
     """Parameters of the notebook `fidelity`: `swapped` names pairs whose heads are loaded by position, in the other
     order."""
 
-    swapped: Annotated[list[Tasks], AfterValidator(_different)]
+    swapped: Annotated[list[Tasks], Field(min_length=1), AfterValidator(_different)]
 
     @model_validator(mode="after")
     def _published(self) -> Fidelity:
@@ -354,7 +367,7 @@ def check(namespace: dict[str, Any], kind: type[Parameters]) -> Any:
     try:
         parameters = kind(**{name: namespace[name] for name in declared if name in namespace})
     except ValidationError as error:
-        faults += [_sentence(fault) for fault in error.errors()]
+        faults += [_sentence(fault, declared) for fault in error.errors()]
     if kernel.watch(namespace, declared, checked=not faults) or not faults:
         namespace.setdefault("_checked_names", names)
     if faults:
@@ -362,18 +375,24 @@ def check(namespace: dict[str, Any], kind: type[Parameters]) -> Any:
     return parameters
 
 
-def _sentence(fault: dict) -> str:
-    name = ".".join(str(part) for part in fault["loc"]) or "parameters"
+def _sentence(fault: dict, declared: Collection[str]) -> str:
+    name = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "missing":
         return f"Parameter {name} is missing."
-    found = fault["input"] if fault["loc"] else None
-    message = fault["msg"].removeprefix("Value error, ")
+    found = fault["input"]
+    message = fault["msg"].removeprefix("Value error, ").rstrip(".")
     if message.startswith("Parameter "):  # it says all that there is to say, but perhaps by another name
-        own = not fault["loc"] or message.startswith(f"Parameter {fault['loc'][0]} ")
-        return message if own else f"Parameter {name}: {message.removeprefix('Parameter ')}"
+        own = not name or message.startswith(f"Parameter {fault['loc'][0]} ")
+        return f"{message}." if own else f"Parameter {name}: {message.removeprefix('Parameter ')}."
+    if not name:  # of several parameters: it names them
+        return f"{'Parameter ' * (message.split()[0] in declared)}{message}."
     hint = ""
     if isinstance(found, str) and fault["type"] in ("float_type", "int_type"):
-        hint = " (YAML reads 1e-4 and 8/255 as text: write 1.0e-4, and budgets in 255ths)"
+        hint = " (without quotes it is a number)" * bool(re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", found))
+        if re.search(r"[0-9.](e|/)", found, re.IGNORECASE):
+            right = "1.0e-4, and budgets in 255ths" if fault["type"] == "float_type" else "whole numbers out"
+            hint = f" (YAML reads 1e-4 and 8/255 as text: write {right})"
     if isinstance(found, bool):
-        hint = " (YAML reads yes, no, on and off as true and false: put them in quotes)"
-    return f"Parameter {name}: {message}." + (f" Found {found!r}{hint}." if fault["loc"] else "")
+        quotes = ": put them in quotes" if fault["type"] in ("string_type", "literal_error") else ""
+        hint = f" (YAML reads yes, no, on and off as true and false{quotes})"
+    return f"Parameter {name}: {message}. Found {found!r}{hint}."

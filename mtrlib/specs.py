@@ -59,16 +59,16 @@ class DataSpec(Spec):
     @model_validator(mode="before")
     @classmethod
     def _read_digest(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("name") in NAMES and values.get("digest") is None:
-            root = values.get("root")
-            found = data.digest(values["name"], machine.root() / root if isinstance(root, str) and root else None)
-            return values if found is None else {**values, "digest": found}
+        if isinstance(values, dict) and isinstance(root := values.get("root"), str) and root:
+            values = {**values, "root": machine.expanded(root)}  # what decides the bytes, not how it was written
+            if values.get("name") in NAMES and values.get("digest") is None:
+                return {**values, "digest": data.digest(values["name"], machine.place(values["root"]))}
         return values
 
     @property
     def folder(self) -> Path | None:
         """The folder of its files; a relative `root` starts at the repository."""
-        return machine.root() / self.root if self.root else None
+        return machine.place(self.root) if self.root else None
 
     @property
     def tasks(self) -> dict[str, Task]:

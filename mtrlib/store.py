@@ -65,16 +65,18 @@ class Store:
         released: str | Path = "",
         precision: str = "float32",
     ):
-        self.path = machine.root() / path
+        self.path = machine.place(path)
         _check_format(self.path)
-        self.released = Released(machine.root() / released if released else None, any_precision=precision == "auto")
+        self.released = Released(machine.place(released) if released else None, any_precision=precision == "auto")
         self.device = torch.device(device) if device is not None else machine.device()
         self._load_data = lru_cache(maxsize=2)(self._load_data)
         self._load_model = lru_cache(maxsize=3)(self._load_model)
 
     def has_model(self, spec: ModelSpec) -> bool:
-        """Whether the model is trained."""
-        return (self.folder(spec) / "record.json").exists()
+        """Whether the model is trained: its record and all its checkpoints are there."""
+        folder = self.folder(spec)
+        files = (folder / "record.json", *(training.checkpoint(folder, epoch) for epoch in spec.checkpoints))
+        return all(file.exists() for file in files)
 
     def has_record(self, spec: ModelSpec) -> bool:
         """Whether the model is trained, here or by whom the errors were released."""
@@ -317,7 +319,7 @@ def _written_by(device: torch.device) -> dict:
 
 def _check_format(path: Path) -> None:
     """ValueError for a store of another format, with what to do."""
-    mark = path / "format"
+    mark = machine.folder(path, "the store", made=True) / "format"
     try:
         found = mark.read_bytes()
     except FileNotFoundError:

@@ -161,7 +161,9 @@ def mean_ratio(compared: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
     The 95 % interval covers two: that of resampled images (and seeds) and cells, and Student's over the cells, since
     resampling few of them says too little; one cell has none. Cells are taken as independent, though they share models.
-    A cell in which a vulnerability is not above 0 has no ratio and is left out (of that replicate).
+    A cell in which a vulnerability is not above 0, or both are infinite, has no ratio and is left out (of that
+    replicate). One that is infinite counts: the ratio is infinite, or 0 where that is the baseline, with an interval
+    from 0 to infinity unless all cells are so; NaN where cells of both kinds meet.
 
     Parameters
     ----------
@@ -180,15 +182,19 @@ def mean_ratio(compared: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         drawn = _log_ratio(np.stack(cells.replicates.to_list()), np.stack(cells.baseline_replicates.to_list()))
         number, size = drawn.shape
         counts = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), size=size).T
-        present = np.isfinite(drawn) * counts
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means = (np.nan_to_num(drawn) * counts).sum(axis=0) / present.sum(axis=0)
+        present = ~np.isnan(drawn) * counts
+        value = value[~np.isnan(value)]
+        with np.errstate(invalid="ignore", divide="ignore"):  # no cell at all; inf - inf
+            means = np.where(present, drawn * counts, 0).sum(axis=0) / present.sum(axis=0)
+            middle = value.mean() if len(value) else np.nan
         low, high = metrics.interval(means)
-        value = value[np.isfinite(value)]
-        few = len(value) < 2
-        spread = np.nan if few else student.ppf(0.975, len(value) - 1) * value.std(ddof=1) / np.sqrt(len(value))
-        middle = value.mean() if len(value) else np.nan
-        low, high = np.minimum(low, middle - spread), np.maximum(high, middle + spread)
+        if len(value) < 2 or np.isnan(middle):
+            low = high = np.nan
+        elif np.isinf(middle):  # other cells say nothing of how far it is spread
+            low, high = (low, high) if (value == middle).all() else (-np.inf, np.inf)
+        else:
+            spread = student.ppf(0.975, len(value) - 1) * value.std(ddof=1) / np.sqrt(len(value))
+            low, high = np.minimum(low, middle - spread), np.maximum(high, middle + spread)
         named = dict(zip(by, group, strict=True))
         ends = {"low": float(np.exp(low)), "high": float(np.exp(high))}
         rows.append({**named, "ratio": float(np.exp(middle)), **ends, "cells": len(value)})
@@ -272,9 +278,9 @@ def digits(value: object) -> str:
 
 def number(value: float, sign: bool = False) -> str:
     """A number in words for people: two decimals between .1 and 100, whole above, and two significant digits below, so
-    that no small number is shown as 0. With `sign`, its sign always. "unknown" for one that is not finite."""
+    that no small number is shown as 0. With `sign`, its sign always. "infinite" for one that is, "unknown" for NaN."""
     if not np.isfinite(value):
-        return "unknown"
+        return "unknown" if np.isnan(value) else f"{'-' if value < 0 else ''}infinite"
     if value == 0:
         return "0"
     size = np.floor(np.log10(abs(value)))
@@ -319,7 +325,8 @@ def _less(one: np.ndarray | float, other: np.ndarray | float) -> np.ndarray | fl
 
 def _log_ratio(value: np.ndarray, baseline: np.ndarray) -> np.ndarray:
     positive = (value > 0) & (baseline > 0)
-    return np.log(np.where(positive, value, np.nan) / np.where(positive, baseline, np.nan))
+    with np.errstate(invalid="ignore", divide="ignore"):  # NaN of two that are infinite, -inf beside such a baseline
+        return np.log(np.where(positive, value, np.nan) / np.where(positive, baseline, np.nan))
 
 
 def _by_seed(group: pd.DataFrame, column: str) -> np.ndarray:

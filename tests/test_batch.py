@@ -68,6 +68,7 @@ for arguments in sys.argv[1:]:
     except SystemExit as ended:
         print(f"== exit {ended.code}", file=sys.stderr, flush=True)
 """
+THREADS = "2"  # not what the engine gives a job
 CAPTURED = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 
 
@@ -118,7 +119,7 @@ def snakemake(place) -> list[str]:
 
 def environment(place) -> dict:
     paths = {"PYTHONPATH": f"{place}/before:{REPOSITORY}", "WATCHED": str(place / "epochs")}
-    return {**os.environ, **paths, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **paths, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": THREADS}
 
 
 def dry_runs(place, *folders: str) -> list[tuple[str, str]]:
@@ -206,9 +207,11 @@ def test_wrong_parameters_of_any_notebook_are_said(place, name, changes, message
 def test_unknown_names_are_said(place, capsys):
     with pytest.raises(ValueError, match=f"Notebooks should be out of .*{RQ1}, tour. Found rq9"):
         batch.read("params/tiny", ["rq9"])
-    with pytest.raises(ValueError, match="Notebooks should be out of .*Found none"):
+    with pytest.raises(ValueError, match=f"^The folder of the parameters is missing: {place}/params/none.$"):
         batch.read("params/none")
     (place / "params" / "other").mkdir()
+    with pytest.raises(ValueError, match="Notebooks should be out of .*Found none"):
+        batch.read("params/other")
     for text, message in (("", "should hold names and values. Found None"), ("a: [", "tour.yaml is no YAML")):
         (place / "params" / "other" / "tour.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -216,6 +219,28 @@ def test_unknown_names_are_said(place, capsys):
     assert command_line.main(["train", "params/tiny", "0123", "--precision", "float32"]) == 2
     assert "Keys should be of models that these parameters need, see plan. Found 0123." in capsys.readouterr().err
     assert not (place / "store" / "models").exists()
+
+
+def test_what_a_job_writes_goes_to_its_log_and_its_end_to_stderr_too(place, capfd, monkeypatch):
+    def failing(*_):
+        subprocess.run(["echo", "of a program"], check=True)
+        raise RuntimeError("first\nlast")
+
+    log = place / "logs" / "job.log"
+    monkeypatch.setattr(batch, "train", failing)
+    command = ["train", "params/tiny", "--precision", "float32", "--log", str(log)]
+    assert command_line.main(command) == 2
+    told, written = capfd.readouterr().err.splitlines(), log.read_text()
+    title = re.escape(
+        "train s, resnet18_tiny, seed 0; d, resnet18_tiny, seed 0; sd, resnet18_tiny, seed 0 (1, 2, 3 of 3"
+    )
+    assert re.search(rf" begins {title} models\) on .* \(log: {log}\)$", told[0])
+    assert told[1:] == [f"last (log: {log})"]
+    assert "of a program" in written
+    assert "Traceback" in written
+    assert command_line.main([*command[:-2], "--log", str(log), "--notebooks", "rq9"]) == 2
+    assert f"Found rq9. (log: {log})" in capfd.readouterr().err
+    assert log.read_text().startswith(written)
 
 
 def wait_for(ready, process: subprocess.Popen) -> None:
@@ -280,6 +305,8 @@ def test_a_failed_notebook_survives_and_stops_no_other(place, ran):
     failed = nbformat.read(place / "out" / "tour.partial.ipynb", as_version=4)
     errors = [o for cell in failed.cells for o in cell.get("outputs", []) if o.output_type == "error"]
     assert [error.evalue for error in errors] == ["broken"]
+    cause = r"^RuntimeError: .*/tour.partial.ipynb has failed in a cell: RuntimeError: broken \(log: .*/notebook-tour-"
+    assert re.search(cause, log, flags=re.MULTILINE)
     assert not (place / "out" / "tour.ipynb").exists()
 
 
@@ -287,6 +314,34 @@ def test_the_engine_says_what_it_will_do_and_at_what_cost(place, ran):
     _, log = ran
     assert "2 notebooks: 3 models, 0 of them trained already" in log
     assert re.search(r"Left: about [\d.e-]+ PFLOP to train and [\d.e-]+ PFLOP to attack", log)
+    assert re.search(
+        rf" begins notebook {RQ1} \(\d of 2 notebooks\) on .* {THREADS} threads.* \(log: .*\.log\)$", log, flags=re.M
+    )
+    hours = r"; left for all models about [\d.e-]+ hours of jobs one after another"
+    assert re.search(
+        rf" begins evaluate s, resnet18_tiny, seed 0; .* \(1, 2, 3 of 3 models\) on .* threads{hours}", log
+    )
+
+
+def another(place) -> str:
+    """Beside RQ1, that ran, another notebook that attacks its models otherwise."""
+    rq3, folder = "rq3_task_weights", place / "params" / "another"
+    write_notebook(place / "notebooks" / f"{rq3}.ipynb", "1")
+    folder.mkdir()
+    shutil.copy(place / "params" / "tiny" / f"{RQ1}.yaml", folder)
+    write_parameters(folder / f"{rq3}.yaml", panel_images=2, many_steps=2, balancers=["gradnorm"], masked_pairs=["sd"])
+    return "params/another"
+
+
+def one_deleted(place) -> str:
+    """RQ1, that ran, in another store, which then lost the last checkpoint of a model."""
+    (place / "params" / "deleted").mkdir()
+    write_parameters(place / "params" / "deleted" / f"{RQ1}.yaml", store="another store")
+    shutil.copytree(place / "store", place / "another store")
+    (job,) = batch.jobs(batch.needs(batch.read("params/deleted")), 3)["ran"]
+    job.mark.touch()
+    next((place / "another store" / "models").glob("*/*/epoch_0002.safetensors")).unlink()
+    return "params/deleted"
 
 
 def test_an_edit_starts_what_depends_on_it_and_wrong_yaml_nothing(place, ran):
@@ -296,8 +351,16 @@ def test_an_edit_starts_what_depends_on_it_and_wrong_yaml_nothing(place, ran):
     write_parameters(place / "params" / "more" / f"{RQ1}.yaml", eps_panel=[4.0, 8.0, 16.0])
     wrong = place / "params" / "wrong" / "tour.yaml"
     wrong.write_text(re.sub("learning_rate: .*", "learning_rate: 1e-4", wrong.read_text()))
-    same, more, wrong = dry_runs(place, "params/tiny", "params/more", "params/wrong")
-    assert [code for code, _ in (same, more, wrong)] == ["0", "0", "1"]
+    (place / "params" / "braces").mkdir()
+    write_parameters(place / "params" / "braces" / f"{RQ1}.yaml", store="st{or}e")
+    folders = ("params/tiny", "params/more", "params/wrong", another(place), one_deleted(place), "params/braces")
+    same, more, wrong, other, deleted, braces = found = dry_runs(place, *folders)
+    assert [code for code, _ in found] == ["0", "0", "1", "0", "0", "1"]
+    assert f"should have no braces: to Snakemake they are wildcards. Found {place}/st{{or}}e." in braces[1]
+    assert planned(other[1])["evaluate"] > 0
+    assert planned(other[1])["notebook"] == 1, "not those that have nothing of it"
+    assert "1 notebook: 3 models, 2 of them trained already" in deleted[1]
+    assert planned(deleted[1]) == {"train": 1, "all": 1, "total": 2}, "what the summary says"
     assert "2 notebooks: 3 models, 3 of them trained already" in same[1]
     assert planned(same[1]) == {"notebook": 1, "all": 1, "total": 2}, "the tour failed"
     assert planned(more[1]) == {"evaluate": 1, "notebook": 2, "all": 1, "total": 4}

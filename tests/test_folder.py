@@ -235,7 +235,7 @@ DESCRIPTIONS = {
     "a JPEG label": (changed(0, files="plan/{id}.jpg"), "should end in one of .png, .npy. Found 'plan/{id}.jpg'"),
     "no classes": (changed(0, classes=None), "classes should be given where the kind is classes"),
     "too many classes": (changed(0, classes=300), "less than or equal to 255. Found 300"),
-    "a loss of another kind": (changed(0, loss="l1"), "loss_name should be one of cross_entropy for classes"),
+    "a loss of another kind": (changed(0, loss="l1"), "loss should be one of cross_entropy for classes"),
     "an unknown error": (changed(1, error="rmse"), "squared error, absolute error, angle for regression. Found"),
     "an unknown field": (changed(1, mask=0), "mask: Extra inputs are not permitted. Found 0"),
     "a text as scale": (changed(1, scale="1e-3"), "scale: Input should be a valid number. Found '1e-3'"),
@@ -399,10 +399,21 @@ def test_the_example_is_written_once_and_never_over_something_else(tmp_path):
     data.write_example(folder, 2, 1)
     for name in ("tree_1.png", "train_0001_mine.png"):
         assert (folder / "images" / name).read_text() == "my own"
+    edited = folder / "dataset.yaml"
+    edited.write_text(edited.read_text().replace("[floor, wall, ceiling, thing]", "[floor, wall, ceiling, chair]"))
+    before = edited.read_text()
+    with pytest.raises(ValueError, match="set example to false to read your own data"):
+        data.write_example(folder, 3, 1)
+    assert edited.read_text() == before
+    for wrong in ("2", 0, None):
+        with pytest.raises(ValueError, match="Parameter test should be a positive integer"):
+            data.write_example(tmp_path / "none", 1, wrong)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("my own")
-    with pytest.raises(ValueError, match="should be empty or hold an example. Found other files in"):
+    with pytest.raises(ValueError, match="should be empty or hold one. Found other files in .*: set example to false"):
         data.write_example(tmp_path / "mine")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".example.lock", "example", "mine"], "no lock of mine"
+    assert len(list((tmp_path / "mine").iterdir())) == 1
 
 
 @pytest.mark.parametrize("moment", [0, 1, 4])

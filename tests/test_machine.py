@@ -1,6 +1,8 @@
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +24,45 @@ def test_relative_paths_start_at_the_repository_wherever_one_is(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(machine.root())
     assert (machine.root() / "mtrlib" / "machine.py").exists()
+
+
+def test_a_place_is_what_a_shell_makes_of_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DATA", "~/large")
+    monkeypatch.delenv("NONE", raising=False)
+    monkeypatch.setenv("EMPTY", "")
+    for named, wanted in {
+        "~": "/home/me",
+        "~/data": "/home/me/data",
+        "$DATA/rooms": "/home/me/large/rooms",
+        "/a/${DATA}b": "/a/~/largeb",
+        "a/~/b": machine.root() / "a/~/b",
+        "a b{c}": machine.root() / "a b{c}",
+        Path("~/a"): "/home/me/a",
+        "": machine.root(),
+    }.items():
+        assert machine.place(named) == Path(wanted)
+    for named, told in {
+        "$NONE/a": "NONE of '$NONE/a'",
+        "a/${EMPTY}": "EMPTY of",
+        "~no.one/a": "'~no.one' has no home",
+    }.items():
+        with pytest.raises(ValueError, match=re.escape(told)):
+            machine.place(named)
+    with pytest.raises(ValueError, match="should be a text. Found None"):
+        machine.place(None)
+
+
+def test_a_folder_that_is_missing_and_one_that_is_none(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert machine.folder(tmp_path, "it") == tmp_path
+    assert machine.folder(tmp_path / "a" / "b", "it", made=True) == tmp_path / "a" / "b"
+    with pytest.raises(ValueError, match=f"^The folder of it is missing: {tmp_path}/a/b.$"):
+        machine.folder(tmp_path / "a" / "b", "it")
+    for path in (tmp_path / "file", tmp_path / "file" / "b"):
+        for made in (True, False):
+            with pytest.raises(ValueError, match=f"^The folder of it cannot be {path}: {tmp_path}/file is no folder.$"):
+                machine.folder(path, "it", made)
 
 
 def test_where_a_result_comes_from_is_said():
@@ -124,7 +165,10 @@ sys.stderr.write(" ".join(sys.modules))
     [
         (["--help"], "torch torchvision pandas pyarrow timm kornia matplotlib scipy IPython"),
         (["plan", "--help"], "torch torchvision pandas pyarrow timm kornia matplotlib scipy IPython"),
-        (["plan", "params/smoke"], "torchvision timm kornia matplotlib torch._dynamo scipy.stats IPython"),
+        (
+            ["plan", "params/smoke", "--notebooks", "rq1_auxiliary_tasks"],
+            "torchvision timm kornia matplotlib torch._dynamo scipy.stats IPython",
+        ),
     ],
 )
 def test_a_command_imports_no_more_than_it_needs(arguments, without):

@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import yaml
 
 from mtrlib import batch, data, machine, parameters
 from mtrlib.data import rooms
+from mtrlib.specs import DataSpec
+from mtrlib.store import Store
 
 PARAMETERS = machine.root() / "params"
 
@@ -31,18 +35,30 @@ def test_every_parameters_file_is_valid(path, tmp_path):
         ("eps_255: 8/255", "eps_255: .* Found '8/255'"),
         ("steps: 2.5", "steps: .*integer.* Found 2.5"),
         ("steps: yes", "steps: .* Found True .YAML reads yes"),
-        ("steps: '5'", "steps: .*integer.* Found '5'"),
+        ("steps: '5'", r"steps: .*integer\. Found '5' \(without quotes it is a number\)\.$"),
+        ("steps: 1e2", "steps: .*integer. Found '1e2' .*: write whole numbers out"),
+        ("seeds: yes", r"seeds: .*list\. Found True \(YAML reads yes, no, on and off as true and false\)\.$"),
         ("steps: 0", "steps: .*greater than or equal to 1"),
         ("encoder: no", "encoder: Input should be a valid string. Found False"),
         ("tasks: sdx", "tasks should be different letters out of '.*' for rooms, at least one. Found tasks = 'sdx'"),
         ("tasks: ss", "^Parameter tasks should be different ASCII letters.* Found tasks = 'ss'"),
-        ("tasks: s", "at least two tasks"),
+        ("tasks: s", "^Parameter tasks should name at least two tasks"),
         ("seeds: [0, 0]", "seeds: .*differ"),
         ("more_tasks: s1", "different ASCII letters"),
         ("pretrained: yes please", "pretrained: .*valid boolean.* Found 'yes please'"),
         ("pretrained: true", "pretrained should be false unless an encoder is timm/<name>"),
         ("tasks: sz", "letters out of 'sdDn.*' for rooms, at least one. Found tasks = 'sz'"),
-        ("size: 100", "size should be a multiple of 8"),
+        ("size: 100", r"^Parameter size should be a multiple of 8.* Found 100\.$"),
+        ("encoders: []", "encoders: .*at least 1 item"),
+        ("root: $NO_SUCH/x", r"^Parameter root: The environment variable NO_SUCH of '\$NO_SUCH/x' is not set\. Found"),
+        ("output: ${NO_SUCH}", "^Parameter output: The environment variable NO_SUCH of"),
+        ("store: ~nobody.here/store", "^Parameter store: '~nobody.here' has no home folder"),
+        (
+            "output: pyproject.toml/out",
+            r"^The folder of the output cannot be /.*/out: /.*/pyproject.toml is no folder\.$",
+        ),
+        ("{data: taskonomy, root: nowhere/at/all, tasks: sz}", "letters out of 'sdDn.*' for taskonomy"),
+        ("{data: folder, root: nowhere/at/all}", r"^The folder of the data \(root\) is missing: /.*/nowhere/at/all\.$"),
         ("eps_panel: [4.0]", "eps_panel should have"),
         ("steps_panel: [25]", "steps_panel should have"),
         ("seeds: []", "seeds: .*at least 1 item"),
@@ -54,6 +70,45 @@ def test_every_parameters_file_is_valid(path, tmp_path):
 def test_what_is_wrong_is_said(text, message):
     with pytest.raises(ValueError, match=message):
         parameters.check({**smoke(), **yaml.safe_load(text)}, parameters.RQ1)
+
+
+def test_paths_are_those_that_they_name(tmp_path, monkeypatch):
+    """In parameters, in specifications (whose keys go by the folder, not by how it was written), and for a store."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SET_HERE", str(tmp_path / "here"))
+    named = {"root": "~/data", "store": "$SET_HERE/store", "released": "", "output": "${SET_HERE}/out"}
+    p = parameters.check({**smoke(), **named, "data": "taskonomy", "tasks": "sd"}, parameters.RQ1)
+    assert p.folder == tmp_path / "home" / "data"
+    assert (p.store, p.output) == (str(tmp_path / "here" / "store"), str(tmp_path / "here" / "out"))
+    model, other = p.model("sd"), DataSpec(name="taskonomy", root=str(tmp_path / "home" / "data"), size=p.size)
+    assert model.data.folder == p.folder
+    assert model.data.key == other.key
+    assert Store("$SET_HERE/store").path == Path(p.store)
+    with pytest.raises(ValueError, match="be a file of released errors.* Found .*here/none"):
+        Store("store", released="$SET_HERE/none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "new_dataset.yaml: .* Found other files in .*mine: set example to false to read your own data"),
+        ({"root": "none", "test_images": "8"}, "new_dataset.yaml: Parameter test should be a positive integer"),
+        ({"root": None}, "new_dataset.yaml: A path should be a text. Found None"),
+        (
+            {"data": "nyuv2", "tasks": "sdn"},
+            "example should be false to read your own data, found true for data 'nyuv2'",
+        ),
+    ],
+)
+def test_an_example_is_no_data_of_ones_own(tmp_path, monkeypatch, changes, told):
+    """Said by the batch engine, which writes it, before anything is."""
+    monkeypatch.setattr(machine, "root", lambda: tmp_path)
+    values = yaml.safe_load((PARAMETERS / "smoke" / "new_dataset.yaml").read_text())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("my own")
+    with pytest.raises(ValueError, match=f"^{told}" if told.startswith("new") else told):
+        batch.needs({"new_dataset": {**values, "root": "mine", **changes}})
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "notes.txt"]
 
 
 def test_pretrained_is_passed_on_to_the_encoders_of_timm_alone():

@@ -1,5 +1,7 @@
 """RQ3: its study, tables, verdicts and the search for masked gradients."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -206,6 +208,34 @@ def test_a_vulnerability_that_is_not_above_zero_has_no_ratio():
     assert ratios.cells[0] == 1, "of two, one is left out"
 
 
+@pytest.mark.parametrize(
+    ("apgd", "wanted", "said"),
+    [
+        ([np.inf, 2.0, 3.0], (np.inf, 0, np.inf), ("infinite in the mean of 3 cells", "[0, infinite]")),
+        ([np.inf] * 3, (np.inf, np.inf, np.inf), ("infinite in the mean of 3 cells", "[infinite, infinite]")),
+        ([0.0, 2.0, 2.0], (2, 2, 2), ("2.00 times in the mean of 2 cells", "[2.00, 2.00]")),
+    ],
+)
+def test_an_infinite_vulnerability_is_said(apgd, wanted, said):
+    """Beside PGD's of 1 in each of three cells; a warning would be a fault."""
+    cells = pd.DataFrame({"setting": "apgd", "value": apgd, "baseline": 1.0})
+    cells["replicates"] = [np.full(50, value) for value in apgd]
+    cells["baseline_replicates"] = [np.ones(50)] * 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (row,) = tables.mean_ratio(cells, by=["setting"]).itertuples()
+        assert (row.ratio, row.low, row.high) == pytest.approx(wanted)
+        found = claims.stronger(pd.DataFrame([row]), "3.2", 1.5).iloc[0]
+        assert (found.measured, found.interval) == said
+        below = cells.rename(columns={"value": "baseline", "baseline": "value"})
+        below = below.rename(columns={"replicates": "baseline_replicates", "baseline_replicates": "replicates"})
+        (row,) = tables.mean_ratio(below, by=["setting"]).itertuples()
+        assert row.ratio == pytest.approx(1 / wanted[0])
+        both = cells.assign(baseline=apgd, baseline_replicates=cells.replicates)
+        (row,) = tables.mean_ratio(both, by=["setting"]).itertuples()
+        assert row.cells == sum(np.isfinite(value) and value > 0 for value in apgd), "inf / inf is no ratio"
+
+
 def test_few_cells_that_differ_give_a_wide_ratio():
     """Ratios of 1.5 and 3: images alone would give a narrow interval, resampled cells [1.5, 3]; Student's is wider."""
     errors = attacked_errors({"pgd": TWO_BY_TWO, "apgd": {**TWO_BY_TWO, ("s", "d"): 2.5, ("d", "s"): 4.0}})
@@ -351,6 +381,17 @@ def test_zero_gradients_are_counted(tiny, tmp_path):
         torch.nn.init.zeros_(decoder[-1].weight)
     flat = masking.zero_gradients(store, [tiny], 3)
     assert flat["images without a gradient"][0] == 1
+
+
+def test_a_gradient_that_is_not_a_number_is_none(tiny, tmp_path, monkeypatch):
+    """Of every pixel of one image, and of half of those of the others."""
+    images = torch.rand(4, 3, 8, 8)
+    factors = torch.ones_like(images)
+    factors[0], factors[1:, :, :4] = torch.nan, torch.nan
+    monkeypatch.setattr(masking, "_losses", lambda *_: (lambda x: (x * factors).sum(dim=(1, 2, 3))[None], images))
+    found = masking.zero_gradients(Store(tmp_path), [tiny], 4)
+    assert found["images without a gradient"][0] == 0.25
+    assert found["values without, in the others"][0] == 0.5
 
 
 def test_curves_begin_at_the_start_and_never_fall(tiny, tmp_path):

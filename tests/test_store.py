@@ -43,6 +43,26 @@ def test_a_model_is_trained_once(tiny, tmp_path, monkeypatch):
     assert not (store.folder(tiny) / "resume.safetensors").exists()
 
 
+@pytest.mark.parametrize("gone", ["epoch_0001.safetensors", "epoch_0003.safetensors", "record.json"])
+def test_a_model_without_one_of_its_files_is_not_trained(tiny, tmp_path, gone):
+    store = Store(tmp_path)
+    store.model(tiny)
+    before = {path.name: path.read_bytes() for path in store.folder(tiny).glob("*.safetensors")}
+    assert set(before) == {f"epoch_000{epoch}.safetensors" for epoch in (1, 2, 3)}
+    (store.folder(tiny) / gone).unlink()
+    assert not Store(tmp_path).has_model(tiny)
+    Store(tmp_path).model(tiny)
+    assert {path.name: path.read_bytes() for path in store.folder(tiny).glob("*.safetensors")} == before
+    assert store.has_model(tiny)
+
+
+@pytest.mark.parametrize("name", ["file", "file/store"])
+def test_a_file_is_no_store(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=f"^The folder of the store cannot be {tmp_path}/{name}: .*/file is no folder"):
+        Store(tmp_path / name)
+
+
 def test_the_record_says_what_wrote_it(tiny, tmp_path):
     store = Store(tmp_path)
     store.model(tiny)

@@ -149,7 +149,7 @@ def test_encoders_of_claims_are_those_of_the_paper_by_their_whole_names():
 
 def test_small_numbers_keep_their_digits_and_an_interval_without_end_is_told_in_words():
     values = [0.0004321, 0.056, 0.0999, 0.1, 12.345, 1234.5, 1.2e-6, 0, -0.00123, float("inf")]
-    told = ["0.00043", "0.056", "0.100", "0.10", "12.35", "1,234", "1.2e-06", "0", "-0.0012", "unknown"]
+    told = ["0.00043", "0.056", "0.100", "0.10", "12.35", "1,234", "1.2e-06", "0", "-0.0012", "infinite"]
     assert [tables.number(value) for value in values] == told
     cell = {"main": "s", "auxiliary": "s", "attacked": "single", "value": 0.0004, "low": 0.0001, "high": 0.001}
     shown = tables.with_interval(pd.DataFrame([{**cell, "left_out": 0}]))

@@ -452,7 +452,7 @@ def test_full_disk_is_an_error(tree, monkeypatch):
     ("options", "text"),
     [
         ({"tasks": "sx"}, "'sdDnkKeEprA' for taskonomy, at least one. Found tasks = 'sx'"),
-        ({"root": "nowhere"}, "Found no folder {root}"),
+        ({"root": "nowhere"}, "The folder of the data (root) is missing: {root}"),
         ({"root": "empty"}, "{root} should hold files [<building>/]rgb/point_<p>_view_<v>_domain_rgb.png"),
         ({"root": "b", "split": "test"}, "{root} has no frames to test"),
     ],

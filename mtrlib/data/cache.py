@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrlib import sealed
+from mtrlib import machine, sealed
 
 Layout = dict[str, tuple[tuple[int, ...], type | np.dtype]]  # shape and dtype of each array
 _ROWS = 256  # rows copied at once by `rows`
@@ -47,7 +47,7 @@ def entry(
     """
     made_from = [_FORMAT, *made_from]
     digest = hashlib.sha256("\0".join(made_from).encode(errors="surrogateescape")).hexdigest()[:32]
-    root = Path(os.environ.get("MTRLIB_CACHE") or "~/.cache/mtrlib").expanduser().absolute()
+    root = Path(machine.expanded(os.environ.get("MTRLIB_CACHE") or "~/.cache/mtrlib")).absolute()
     finished = root / f"{name}-{digest}"
     if finished.is_dir():
         try:

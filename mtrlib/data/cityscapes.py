@@ -27,6 +27,7 @@ from zipfile import BadZipFile
 import numpy as np
 from torchvision import datasets
 
+from mtrlib import machine
 from mtrlib.data import decoding, description, folder
 from mtrlib.data.decoding import Source
 from mtrlib.data.description import Description, Label
@@ -123,8 +124,7 @@ def _arrays(classes: int) -> Description:
 
 def _number_of_classes(root: Path) -> int:
     """7 or 19, by the first label files to train."""
-    if not root.is_dir():
-        raise ValueError(f"Parameter root should be a folder of cityscapes files. Found no folder {root}.")
+    machine.folder(root, "the data (root)")
     folders = [root / "train" / name for name in ("image", "label")]
     changed = tuple(each.stat().st_mtime_ns for each in folders if each.is_dir())
     known = [(str(path), path.stat()) for path in _first(root, changed) if path.is_file()]

@@ -248,7 +248,8 @@ def _text(path: Path) -> str:
 
 def _sentence(fault: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("constrained", "function")))
-    message = fault["msg"].removeprefix("Value error, ")
+    message = fault["msg"].removeprefix("Value error, ").rstrip(".")
+    message = re.sub(r"\b(loss|error)_name\b", r"\1", message)  # as the file has them
     found = (
         ""
         if isinstance(fault["input"], dict) or fault["type"] == "missing"

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mtrlib import sealed
+from mtrlib import machine, sealed
 from mtrlib.data import description, load
 
 CLASSES = {"floor": "floor", "wall": "wall", "ceiling": "ceiling"}  # of rooms -> here; everything else is a thing
 MARK = "# Written by mtrlib.data.write_example"
+BEGUN = f"{MARK}: not yet complete.\n"
 TEXT = """\
 {mark}: {train} rooms to train, {test} to test, seed {seed}.
 images: images/{{id}}.png            # 8-bit RGB, 48 x 64 pixels
@@ -67,9 +68,13 @@ def write_example(folder: str | Path, train: int = 256, test: int = 64, seed: in
     ------
     ValueError : for a folder that holds anything else.
     """
-    folder = Path(folder)
+    for name, number in (("train", train), ("test", test)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"Parameter {name} should be a positive integer. Found {name} = {number!r}.")
+    folder = machine.folder(Path(folder), "the example", made=True)
     text = TEXT.format(mark=MARK, train=train, test=test, seed=seed)
     if _found(folder) != text:
+        _refuse_others(folder)  # before a lock comes to lie beside them
         with sealed.locked(folder.with_name(f".{folder.name}.lock")):
             if _found(folder) != text:  # not even by the one that held the lock before
                 _write_all(folder, text, {"train": train, "test": test}, seed)
@@ -81,13 +86,25 @@ def _found(folder: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
+def _refuse_others(folder: Path) -> None:
+    """ValueError for a folder with anything but an example, also for one whose description was edited since."""
+    found = _found(folder)
+    numbers = re.match(rf"{re.escape(MARK)}: (\d+) rooms to train, (\d+) to test, seed (\d+)\.\n", found)
+    written = numbers and TEXT.format(mark=MARK, **dict(zip(("train", "test", "seed"), numbers.groups(), strict=True)))
+    if found in (BEGUN, written):
+        return
+    if folder.exists() and any(file != sealed.partial(folder / description.FILE) for file in folder.iterdir()):
+        raise ValueError(
+            f"The folder of the example should be empty or hold one. Found other files in {folder}: "
+            "set example to false to read your own data."
+        )
+
+
 def _write_all(folder: Path, text: str, sizes: dict[str, int], seed: int) -> None:
+    _refuse_others(folder)
     path = folder / description.FILE
-    others = [file for file in folder.iterdir() if file != sealed.partial(path)] if folder.exists() else []
-    if not _found(folder).startswith(MARK) and others:
-        raise ValueError(f"Parameter folder should be empty or hold an example. Found other files in {folder}.")
     folder.mkdir(exist_ok=True)
-    sealed.write(path, f"{MARK}: not yet complete.\n".encode())  # whose the files are, if this is killed
+    sealed.write(path, BEGUN.encode())  # whose the files are, if this is killed
     for name in ("images", "segments", "depth", "normals", "inverse"):
         (folder / name).mkdir(exist_ok=True)
         for old in (folder / name).iterdir():

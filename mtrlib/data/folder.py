@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mtrlib import machine
 from mtrlib.data import decoding, description
 from mtrlib.data.decoding import Arrays, File, Part, Source
 from mtrlib.data.description import Description, Label
@@ -68,8 +69,7 @@ def described(
 
     ValueError for a pattern that matches nothing and a path that leaves the root.
     """
-    if not root.is_dir():
-        raise ValueError(f"Parameter root should be a folder of {name} files. Found no folder {root}.")
+    machine.folder(root, "the data (root)")
     images = description.find(what, root, split)[:limit]
 
     def files(kind: str, pattern: str) -> list[File]:
@@ -205,6 +205,7 @@ def _root(root: Path | None) -> Path:
 
 
 def _described(root: Path) -> Description:
+    machine.folder(root, "the data (root)")
     try:
         status = (root / description.FILE).stat()
     except OSError:

@@ -49,6 +49,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mtrlib import machine
 from mtrlib.data import decoding
 from mtrlib.data.decoding import Arrays, File, Part, Source
 from mtrlib.tasks import TASKS, Task
@@ -130,8 +131,7 @@ def source(root: Path, *, letters: str, split: str, size: int | None, limit: int
 
 def _frames(root: Path, split: str) -> list[_Frame]:
     """The frames of a split, in order."""
-    if not root.is_dir():
-        raise ValueError(f"Parameter root should be a folder of Taskonomy files. Found no folder {root}.")
+    machine.folder(root, "the data (root)")
     roots = [root] if (root / "rgb").is_dir() else sorted(root.iterdir())
     buildings = [folder for folder in roots if (folder / "rgb").is_dir()]
     frames = []
