@@ -159,6 +159,36 @@ def test_splits_by_folder_and_jpeg_images(tmp_path):
     assert dataset.class_names == ("class 0", "class 1")
 
 
+@pytest.mark.parametrize("upper", ["files", "patterns"])
+def test_suffixes_in_upper_case_are_found(root, upper):
+    """Cameras write .JPG; ids stay as they are, and so does all before the suffix."""
+    expected = load(root)
+    if upper == "files":
+        for name in ("images/a_2.png", "plan/a_10.png", "depth/a_2.png", "flow/a_10.npy"):
+            (root / name).rename((root / name).with_suffix(Path(name).suffix.upper()))
+    else:
+        tasks = [task | {"files": task["files"][:-3] + task["files"][-3:].upper()} for task in described()["tasks"]]
+        write(root, described(images="images/{id}.PNG", tasks=tasks))
+    (root / "images" / "A_3.PNG").write_bytes(b"of no split")
+    found = load(root)
+    assert found.ids == expected.ids == ("a_2", "a_10")
+    assert torch.equal(found.images, expected.images)
+    for letter in "sdv":
+        assert torch.equal(found.targets[letter], expected.targets[letter])
+
+
+@pytest.mark.parametrize("name", ["images/a_2.png", "plan/a_10.png"])
+def test_two_files_whose_names_differ_by_the_case_of_their_suffix_are_refused(root, name):
+    other = Path(name).with_suffix(".PNG")
+    shutil.copy(root / name, root / other)
+    if len(list((root / other).parent.glob("a_*"))) == 2:
+        pytest.skip("a file system that takes both for one")
+    with pytest.raises(ValueError) as error:
+        load(root)
+    found = f"Found {other} and {name}."
+    assert str(error.value) == f"{root} should have files whose names differ by more than case. {found}"
+
+
 def test_other_formats(tmp_path):
     labels = [
         {"letter": "r", "kind": "regression", "channels": 3, "files": "r/{id}.png", "invalid": 0},

@@ -135,7 +135,7 @@ def _number_of_classes(root: Path) -> int:
 def _first(root: Path, changed: tuple[int, ...]) -> list[Path]:
     """The first label files to train, some of which may not be there; `changed` is when their folders were."""
     names = [name for name, _ in description.find(_arrays(19), root, "train")]
-    return [root / "train" / "label" / f"{name}.npy" for name in names[:_LOOKED_AT]]
+    return description.places(root, [f"train/label/{name}.npy" for name in names[:_LOOKED_AT]])
 
 
 @lru_cache(maxsize=4 * _LOOKED_AT)

@@ -11,6 +11,8 @@ import posixpath
 import re
 import reprlib
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -122,7 +124,7 @@ class Splits(_Entry):
 
 
 class Description(_Entry):
-    """A data set: the pattern of its images, its tasks and its splits."""
+    """A data set: the pattern of its images, its tasks and its splits. Suffixes of files match patterns in any case."""
 
     images: _pattern("images")
     tasks: Annotated[list[Label], Field(min_length=1)]
@@ -215,6 +217,28 @@ def _chosen(splits: Splits, root: Path, split: str, found: list[str]) -> list[st
     return [posixpath.normpath(name.strip()) for name in ids if name.strip()]  # one name for one image
 
 
+def places(root: Path, names: Iterable[str]) -> list[Path]:
+    """`inside` of each name; its suffix may be in upper case where the name has it in lower case, and the other way.
+
+    ValueError where two files are called so.
+    """
+    listed: dict[Path, dict[str, list[str]]] = {}
+    found = []
+    for path in (inside(root, name) for name in names):
+        if path.parent not in listed:
+            spellings = listed[path.parent] = {}
+            with suppress(OSError):  # of a folder that is not there, or that may not be listed
+                for each in sorted(os.listdir(path.parent)):
+                    spellings.setdefault(_lowered(each), []).append(each)
+        called = listed[path.parent].get(_lowered(path.name), [path.name])
+        if len(called) > 1:
+            raise _alike(root, *((path.parent / each).relative_to(root).as_posix() for each in called))
+        if called[0] != path.name:
+            path = inside(root, (path.parent / called[0]).relative_to(root).as_posix())
+        found.append(path)
+    return found
+
+
 def inside(root: Path, name: str) -> Path:
     """`root / name`; ValueError for a path that leaves the root, by itself or through a link."""
     path = root / name
@@ -224,18 +248,32 @@ def inside(root: Path, name: str) -> Path:
 
 
 def _matching(root: Path, pattern: str) -> list[str]:
-    """The ids of the files that match, in natural order; an id may hold slashes."""
-    before, after = pattern.split("{id}")
+    """The ids of the files that match, in natural order; an id may hold slashes, and suffixes match in any case."""
+    before, after = _lowered(pattern).split("{id}")
     start = root / before.rpartition("/")[0]
     inside(root, f"{before.rpartition('/')[0]}/.")
-    ids = []
+    ids: dict[str, str] = {}
     for folder, _, files in os.walk(start):
         for name in files:
             path = Path(folder, name).relative_to(root).as_posix()
-            if path.startswith(before) and path.endswith(after) and len(path) > len(before) + len(after):
-                ids.append(path[len(before) : len(path) - len(after)])
+            lowered = _lowered(path)
+            if lowered.startswith(before) and lowered.endswith(after) and len(lowered) > len(before) + len(after):
+                found = lowered[len(before) : len(lowered) - len(after)]
+                if found in ids:
+                    raise _alike(root, *sorted((path, ids[found])))
+                ids[found] = path
     # Every second part is a number in ASCII digits, which are not the only ones that Python knows.
     return sorted(ids, key=lambda name: [int(p) if i % 2 else p for i, p in enumerate(re.split("([0-9]+)", name))])
+
+
+def _lowered(path: str) -> str:
+    """A path with its suffix in lower case."""
+    suffix = PurePosixPath(path).suffix
+    return path.removesuffix(suffix) + suffix.lower()
+
+
+def _alike(root: Path, one: str, other: str, *_: str) -> ValueError:
+    return ValueError(f"{root} should have files whose names differ by more than case. Found {one} and {other}.")
 
 
 def _text(path: Path) -> str:

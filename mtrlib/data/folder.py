@@ -74,7 +74,7 @@ def described(
 
     def files(kind: str, pattern: str) -> list[File]:
         names = [pattern.replace("{split}", folder).replace("{id}", image) for image, folder in images]
-        found = [decoding.find(kind, description.inside(root, file)) for file in names]
+        found = [decoding.find(kind, path) for path in description.places(root, names)]
         if all(file.bytes < 0 for file in found):
             raise ValueError(
                 f"{root} should hold {kind} {pattern}. Found no {found[0].path} nor any other for {split}."
