@@ -52,6 +52,9 @@ class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=True)
 
 
+_Colour = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
+
+
 class Label(_Entry):
     """One task.
 
@@ -65,7 +68,13 @@ class Label(_Entry):
     files : pattern of the label files, PNG (8 or 16 bits; grey for classes or one channel, RGB for two, the first, or
         three) or NPY, (H, W) or (H, W, C).
     scale, offset : the target of regression is scale * raw + offset.
-    invalid : raw value of a pixel without a label, in all channels; ".nan" for not a number.
+    values : of classes, the raw value of each in the order of `classes`, such as [0, 255]; by default 0, 1, 2, ...
+    shift : of classes, in the place of `values`: the class is raw + shift, and a pixel where that is negative has no
+        label; with -1 those are the pixels of raw value 0.
+    colors : of classes, in the place of `values`: the colour [r, g, b] of each, 0 to 255. Labels are then PNG in RGB,
+        RGBA, palette or grey, read as RGB, or NPY, (H, W, 3).
+    invalid : raw value of a pixel without a label, in all channels; ".nan" for not a number. With `colors` it may be
+        a colour. A raw value that is neither this nor that of a class is an error.
     loss, error : names as in `tasks.LOSSES` and `tasks.ERRORS`; by default the paper's.
     """
 
@@ -79,7 +88,12 @@ class Label(_Entry):
     files: _pattern("labels")
     scale: float = Field(1.0, allow_inf_nan=False)
     offset: float = Field(0.0, allow_inf_nan=False)
-    invalid: float | None = None
+    values: (
+        Annotated[list[Annotated[int, Field(ge=-(2**53), le=2**53)]], Field(min_length=2, max_length=255)] | None
+    ) = None
+    shift: Annotated[int, Field(ge=-(2**16), le=2**16)] | None = None
+    colors: Annotated[list[_Colour], Field(min_length=2, max_length=255)] | None = None
+    invalid: float | _Colour | None = None
     loss: str = ""
     error: str = ""
 
@@ -89,8 +103,34 @@ class Label(_Entry):
             raise ValueError(f"task {self.letter}: classes should be given where the kind is classes, and only there")
         if self.kind == "classes" and self.model_fields_set & {"channels", "scale", "offset"}:
             raise ValueError(f"task {self.letter}: classes have no channels, scale or offset")
+        self._check_raw()
         self.task  # noqa: B018  (its own check)
         return self
+
+    def _check_raw(self) -> None:
+        """Of what classes are in the files: ValueError for fields that contradict each other."""
+        given = [name for name in ("values", "shift", "colors") if getattr(self, name) is not None]
+        if given and self.kind != "classes":
+            raise ValueError(f"task {self.letter}: {given[0]} should be given of classes alone")
+        if len(given) > 1:
+            raise ValueError(
+                f"task {self.letter}: one of values, shift and colors will do, found {' and '.join(given)}"
+            )
+        if isinstance(self.invalid, list) and not self.colors:
+            raise ValueError(f"task {self.letter}: invalid should be a number, or a colour where colors are given")
+        raw = self.values or self.colors or []
+        if raw and len(raw) != self.task.channels:
+            found = f"{len(raw)} of them and {self.task.channels} classes"
+            raise ValueError(f"task {self.letter}: {given[0]} should have one for each class, found {found}")
+        every = [*raw, [self.invalid] * 3 if self.colors and not isinstance(self.invalid, list) else self.invalid]
+        if twice := [one for one in raw if every.count(one) > 1]:
+            raise ValueError(f"task {self.letter}: {given[0]} and invalid should all differ, found {twice[0]} twice")
+
+    @property
+    def table(self) -> dict[int, int] | None:
+        """Raw value -> class, where that is no range; a colour is one number, 65536 r + 256 g + b."""
+        codes = [(r << 16) + (g << 8) + b for r, g, b in self.colors] if self.colors else self.values
+        return None if codes is None else {code: index for index, code in enumerate(codes)}
 
     @property
     def task(self) -> Task:
@@ -285,7 +325,8 @@ def _text(path: Path) -> str:
 
 
 def _sentence(fault: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("constrained", "function")))
+    kinds = re.compile(r"(constrained|function|list\[).*|str|float")  # of a field that may be of several
+    where = ".".join(str(part) for part in fault["loc"] if not kinds.fullmatch(str(part)))
     message = fault["msg"].removeprefix("Value error, ")
     found = (
         ""
