@@ -11,10 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    import pandas as pd
+from typing import TextIO
 
 # Each command imports what it needs: help is there at once, and `plan` loads nothing that only training does.
 
@@ -87,17 +84,33 @@ def add_data(commands) -> None:
 
 
 def check_data(options: argparse.Namespace) -> int:
-    """1 where something would stop a run."""
+    """1 where something would stop a run, or where fewer than two of the tasks could be used."""
     from mtrlib import data, machine
+    from mtrlib.data import checks
 
     root = machine.folder(Path(machine.expanded(options.root)).absolute(), "the data (root)")
     table = data.check(options.name, root, options.tasks)
-    sys.stdout.write(f"{_text(table)}\n")
-    stopping = table[table.stops]
-    for problem in dict.fromkeys(stopping.problem):
+    shown = table.drop(columns=["classes", "stops", "problem"])
+    lines = [shown.to_string(index=False, na_rep="", float_format="{:.4g}".format), checks.class_shares(table)]
+    labels = table[table.task != checks.IMAGES]
+    absent = labels[(labels.files == 0) & ~labels.stops]  # stop nothing, since nobody asked for them
+    for split, rows in absent.groupby("split", sort=False):
+        lines.append(f"{split}: no files of {', '.join(rows.task)}: they cannot be used. {rows.problem.iloc[0]}")
+    usable = [letter for letter in labels.task.unique() if letter not in set(absent.task)]
+    stops = table.stops.any()
+    if stops:
+        lines.append("A run would stop.")
+    elif len(absent) and len(usable) < 2:
+        stops = True
+        lines.append(f"A run would stop: it should have two tasks with files. Found {', '.join(usable) or 'none'}.")
+    elif len(absent):
+        lines.append(f"Nothing would stop a run of {', '.join(usable)}; one of another task would stop.")
+    else:
+        lines.append("Nothing would stop a run.")
+    sys.stdout.write("\n".join([*filter(None, lines), ""]))
+    for problem in dict.fromkeys(table[table.stops].problem):
         sys.stderr.write(f"{problem}\n")
-    sys.stdout.write(f"{'A run would stop.' if len(stopping) else 'Nothing would stop a run.'}\n")
-    return 1 if len(stopping) else 0
+    return int(stops)
 
 
 def page(options: argparse.Namespace) -> int:
@@ -178,17 +191,6 @@ def _job(options: argparse.Namespace, kind: str, *of: str) -> int:
 
 def _now() -> str:
     return datetime.now().isoformat(timespec="milliseconds")
-
-
-def _text(table: pd.DataFrame) -> str:
-    """The table, and below it the share of each class."""
-    shown = table.drop(columns=["classes", "stops", "problem"])
-    lines = [shown.to_string(index=False, na_rep="", float_format="{:.4g}".format)]
-    for row in table.dropna(subset="classes").itertuples():
-        total = max(sum(row.classes.values()), 1)
-        shares = ", ".join(f"{name} {100 * count / total:.3g} %" for name, count in row.classes.items())
-        lines.append(f"classes of {row.task}, {row.split}: {shares}")
-    return "\n".join(lines)
 
 
 @contextmanager

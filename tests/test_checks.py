@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from mtrlib import data
 from mtrlib.__main__ import main
-from mtrlib.data import decoding
+from mtrlib.data import checks, decoding
 
 
 @pytest.fixture(autouse=True)
@@ -114,12 +114,91 @@ def test_labels_that_a_release_need_not_have_stop_nothing_unless_asked_for(tmp_p
     assert train.loc["n"].valid == pytest.approx(56 / 64)
     assert "has no files of d" in train.loc["d"].problem
     assert main(["check-data", "taskonomy", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for split in ("train", "test"):
+        assert any(
+            line.startswith(f"{split}: no files of s, d, k, K, e, E, p, r: they cannot be used.") for line in lines
+        )
+    assert lines[-1] == "Nothing would stop a run of D, n, A; one of another task would stop."
     assert main(["check-data", "taskonomy", str(tmp_path), "--tasks", "Dd"]) == 1
-    assert "has no files of d" in capsys.readouterr().err
+    written = capsys.readouterr()
+    assert "has no files of d" in written.err
     for path in (tmp_path / "rgb").glob("point_1200*"):
         path.unlink()
     assert main(["check-data", "taskonomy", str(tmp_path)]) == 1
     assert "has no frames to test" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", ["nowhere", "test only"])
+def test_a_data_set_without_two_tasks_is_not_ready(tmp_path, capsys, there):
+    """The images are labels of A; a task needs its files in both splits."""
+    pixels = {"rgb": np.zeros((8, 8, 3), np.uint8), "depth_euclidean": np.full((8, 8), 100, np.uint16)}
+    for point in (0, 1200):
+        for domain in pixels if (there, point) == ("test only", 1200) else ["rgb"]:
+            (tmp_path / domain).mkdir(exist_ok=True)
+            Image.fromarray(pixels[domain]).save(tmp_path / domain / f"point_{point}_view_0_domain_{domain}.png")
+    assert main(["check-data", "taskonomy", str(tmp_path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "A run would stop: it should have two tasks with files. Found A."
+    absent = [line.partition(":")[0] for line in lines if "no files of s, d, D, n, k" in line]
+    assert absent == (["train", "test"] if there == "nowhere" else ["train"])
+    assert main(["check-data", "taskonomy", str(tmp_path), "--tasks", "A"]) == 0
+    assert capsys.readouterr().out.endswith("Nothing would stop a run.\n")
+
+
+def classes_of(root: Path, number: int, pixels: dict[int, int]) -> None:
+    """One task of `number` classes; each image has as many pixels of each class as `pixels` says, others void."""
+    task = {"letter": "s", "kind": "classes", "classes": number, "files": "s/{id}.png", "invalid": 255}
+    description = yaml.safe_load((root / "dataset.yaml").read_text()) | {"tasks": [task]}
+    (root / "dataset.yaml").write_text(yaml.safe_dump(description))
+    labels = np.full(24 * 24, 255, np.uint8)
+    held = np.repeat(list(pixels), list(pixels.values()))
+    labels[: len(held)] = held
+    for image in range(6):
+        Image.fromarray(labels.reshape(24, 24)).save(root / "s" / f"{image}.png")
+        Image.new("RGB", (24, 24)).save(root / "x" / f"{image}.png")
+
+
+def test_classes_that_occur_are_shown_by_their_share(root, capsys):
+    classes_of(root, 183, {0: 150, 7: 50})
+    assert main(["check-data", "folder", str(root)]) == 0
+    text = capsys.readouterr().out
+    shares = ["    class 0 75 %", "    class 7 25 %"]
+    expected = ["s, train: 2 of 183 classes occur in 4 images", *shares, "s, test: 2 of 183 classes occur in 2 images"]
+    assert "\n".join([*expected, *shares, ""]) in text
+    assert text.count("class ") == 4
+
+
+@pytest.mark.parametrize(
+    ("occurring", "last"),
+    [(12, "    class 11 7.69 %"), (13, "    and 1 other 7.14 %"), (183, "    and 171 others, together 92.9 %")],
+)
+def test_of_many_classes_a_dozen_are_shown_and_the_rest_together(root, occurring, last):
+    classes_of(root, 183, {0: 2} | dict.fromkeys(range(1, occurring), 1))
+    lines = checks.class_shares(data.check("folder", root)).splitlines()
+    train = lines[: len(lines) // 2]
+    assert train[0] == f"s, train: {occurring} of 183 classes occur in 4 images"
+    assert len(train) == 1 + 12 + (occurring > 12)
+    assert train[1] == f"    class 0 {200 / (occurring + 1):.3g} %"
+    assert train[-1] == last
+
+
+def test_labels_that_were_not_read_have_no_shares(root):
+    """A bad label, one without a bad image's size, and labels without a valid pixel."""
+    classes_of(root, 2, {0: 3, 1: 1})
+    (root / "s" / "0.png").write_bytes(b"no")
+    (root / "x" / "1.png").write_bytes(b"no")
+    for number in (4, 5):
+        Image.fromarray(np.full((24, 24), 255, np.uint8)).save(root / "s" / f"{number}.png")
+    table = data.check("folder", root)
+    labels = table[table.task == "s"]
+    assert (labels.files.tolist(), labels.bad.tolist(), labels["read"].tolist()) == ([4, 2], [1, 0], [2, 2])
+    assert checks.class_shares(table).splitlines() == [
+        "s, train: 2 of 2 classes occur in 2 images",
+        "    class 0 75 %",
+        "    class 1 25 %",
+        "s, test: 0 of 2 classes occur in 2 images",
+    ]
 
 
 @pytest.mark.parametrize("name", ["rooms", "other"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -159,6 +160,36 @@ def test_splits_by_folder_and_jpeg_images(tmp_path):
     assert dataset.class_names == ("class 0", "class 1")
 
 
+@pytest.mark.parametrize("upper", ["files", "patterns"])
+def test_suffixes_in_upper_case_are_found(root, upper):
+    """Cameras write .JPG; ids stay as they are, and so does all before the suffix."""
+    expected = load(root)
+    if upper == "files":
+        for name in ("images/a_2.png", "plan/a_10.png", "depth/a_2.png", "flow/a_10.npy"):
+            (root / name).rename((root / name).with_suffix(Path(name).suffix.upper()))
+    else:
+        tasks = [task | {"files": task["files"][:-3] + task["files"][-3:].upper()} for task in described()["tasks"]]
+        write(root, described(images="images/{id}.PNG", tasks=tasks))
+    (root / "images" / "A_3.PNG").write_bytes(b"of no split")
+    found = load(root)
+    assert found.ids == expected.ids == ("a_2", "a_10")
+    assert torch.equal(found.images, expected.images)
+    for letter in "sdv":
+        assert torch.equal(found.targets[letter], expected.targets[letter])
+
+
+@pytest.mark.parametrize("name", ["images/a_2.png", "plan/a_10.png"])
+def test_two_files_whose_names_differ_by_the_case_of_their_suffix_are_refused(root, name):
+    other = Path(name).with_suffix(".PNG")
+    shutil.copy(root / name, root / other)
+    if len(list((root / other).parent.glob("a_*"))) == 2:
+        pytest.skip("a file system that takes both for one")
+    with pytest.raises(ValueError) as error:
+        load(root)
+    found = f"Found {other} and {name}."
+    assert str(error.value) == f"{root} should have files whose names differ by more than case. {found}"
+
+
 def test_other_formats(tmp_path):
     labels = [
         {"letter": "r", "kind": "regression", "channels": 3, "files": "r/{id}.png", "invalid": 0},
@@ -206,6 +237,140 @@ def test_classes_in_few_bits_are_read_as_they_are_or_refused(root, bits):
             load(root, "s")
 
 
+def mapped(root: Path, suffix: str = "png", **fields) -> dict:
+    """A data set of 2 x 2 pixels, one image to train and one to test, with one task of classes."""
+    label = {"letter": "s", "kind": "classes", "classes": ["x", "y", "z"], "files": f"s/{{id}}.{suffix}", **fields}
+    write(root, {"images": "x/{id}.png", "tasks": [label], "splits": {"train": "0", "test": "1"}})
+    save(root / "x" / "0.png", np.zeros((2, 2, 3), np.uint8))
+    return label
+
+
+def classes_of(root: Path) -> list[int | None]:
+    dataset = load(root, "s", size=2)
+    mask = dataset.masks["s"]
+    valid = torch.ones(4, dtype=bool) if mask is None else mask[0].flatten()
+    return [int(c) if v else None for c, v in zip(dataset.targets["s"][0].flatten(), valid, strict=True)]
+
+
+RAW = {  # fields, raw pixels, classes by hand
+    "0 and 255": ({"values": [0, 255], "classes": 2}, np.uint8([0, 255, 255, 0]), [0, 1, 1, 0]),
+    "in another order": ({"values": [255, 0], "classes": 2}, np.uint8([0, 255, 255, 0]), [1, 0, 0, 1]),
+    "with void": ({"values": [9, 2, 4], "invalid": 0}, np.uint8([0, 2, 4, 9]), [None, 1, 2, 0]),
+    "that do not occur": ({"values": [1, 70000, 3]}, np.uint8([1, 1, 3, 3]), [0, 0, 2, 2]),
+    "16 bits": ({"values": [0, 1000, 65535]}, np.uint16([65535, 0, 1000, 0]), [2, 0, 1, 0]),
+    "one bit": ({"values": [1, 0], "classes": 2}, np.array([True, False, False, True]), [0, 1, 1, 0]),
+    "from 1": ({"shift": -1}, np.uint8([0, 1, 2, 3]), [None, 0, 1, 2]),
+    "from 1 with void": ({"shift": -1, "invalid": 255}, np.uint8([255, 1, 0, 3]), [None, 0, None, 2]),
+    "from 1000": ({"shift": -1000}, np.uint16([999, 1000, 1001, 1002]), [None, 0, 1, 2]),
+    "shifted by nothing": ({"shift": 0}, np.uint8([0, 1, 2, 0]), [0, 1, 2, 0]),
+}
+ARRAYS = {
+    "floats": ({"values": [0, 255], "classes": 2}, np.float16([0, 255, 255, 0]), [0, 1, 1, 0]),
+    "below 0": ({"values": [-1, 0, 1], "invalid": float("nan")}, np.float32([1, -1, np.nan, 0]), [2, 0, None, 1]),
+    "truth": ({"values": [1, 0], "classes": 2}, np.array([True, False, False, True]), [0, 1, 1, 0]),
+    "large": ({"values": [0, 2**40, 7]}, np.uint64([2**40, 0, 7, 0]), [1, 0, 2, 0]),
+    "from -1": ({"shift": 1}, np.int8([-2, -1, 0, 1]), [None, 0, 1, 2]),
+    "from 1, unsigned": ({"shift": -1}, np.uint8([0, 1, 2, 3]), [None, 0, 1, 2]),
+}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "case"), [("png", name) for name in RAW] + [("npy", name) for name in (RAW | ARRAYS)]
+)
+def test_raw_values_stand_for_classes(tmp_path, suffix, case):
+    fields, raw, expected = (RAW | ARRAYS)[case]
+    mapped(tmp_path, suffix, **fields)
+    save(tmp_path / "s" / f"0.{suffix}", raw.reshape(2, 2))
+    assert classes_of(tmp_path) == expected
+
+
+def test_indices_of_a_palette_stand_for_classes_too(tmp_path):
+    mapped(tmp_path, values=[7, 5, 6])
+    picture = Image.fromarray(np.uint8([[5, 6], [7, 7]]), "P")
+    picture.putpalette(list(range(24)))
+    (tmp_path / "s").mkdir()
+    picture.save(tmp_path / "s" / "0.png")
+    assert classes_of(tmp_path) == [1, 2, 0, 0]
+
+
+BLACK, RED, WHITE, PINK = [0, 0, 0], [128, 0, 0], [255, 255, 255], [224, 192, 192]
+
+
+@pytest.mark.parametrize("form", ["RGB", "RGBA", "palette", "transparent", "NPY", "NPY of floats"])
+@pytest.mark.parametrize("invalid", [PINK, 255])
+def test_colours_stand_for_classes(tmp_path, form, invalid):
+    """The last pixel has no label; a palette, as PASCAL VOC has, is read as it is seen."""
+    colours = [RED, BLACK, [0, 0, 128]]
+    mapped(tmp_path, "npy" if form.startswith("NPY") else "png", colors=colours, invalid=invalid)
+    raw = np.uint8([[BLACK, RED], [[0, 0, 128], PINK if invalid == PINK else WHITE]])
+    if form.startswith("NPY"):
+        save(tmp_path / "s" / "0.npy", raw.astype(np.float32) if form.endswith("floats") else raw)
+    else:
+        picture = Image.fromarray(raw)
+        (tmp_path / "s").mkdir()
+        if form == "RGBA":
+            picture.putalpha(Image.fromarray(np.uint8([[0, 100], [255, 255]])))
+        elif form != "RGB":
+            picture = picture.quantize(4)
+        picture.save(tmp_path / "s" / "0.png", **({"transparency": bytes([0, 9])} if form == "transparent" else {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert classes_of(tmp_path) == [1, 0, 2, None]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_colours_that_are_all_grey_may_be_stored_so(tmp_path, bits):
+    mapped(tmp_path, colors=[WHITE, BLACK], classes=2)
+    (tmp_path / "s").mkdir()
+    last = 2**bits - 1
+    (tmp_path / "s" / "0.png").write_bytes(grey(np.array([[0, last], [last, 0]]), bits))
+    assert classes_of(tmp_path) == [1, 0, 0, 1]
+
+
+WRONG_RAW = {
+    "not listed": (
+        {"values": [0, 255, 7]},
+        np.uint8([[0, 255], [128, 0]]),
+        "one of [0, 255, 7]. Found 128 in row 1, column 0",
+    ),
+    "not whole": ({"values": [0, 255, 7]}, np.array([[0, 255], [0, 7.5]]), "Found 7.5 in row 1, column 1"),
+    "above": ({"shift": -1}, np.uint8([[0, 1], [3, 4]]), "should hold classes 1 to 3. Found 4"),
+    "neither class nor void": ({"shift": -1}, np.array([[0, 1], [0.5, 1]]), "should hold classes 1 to 3. Found 0.5"),
+    "another colour": (
+        {"colors": [BLACK, RED, WHITE]},
+        np.uint8([[BLACK, [128, 0, 1]], [RED, RED]]),
+        "should hold one of [[0, 0, 0], [128, 0, 0], [255, 255, 255]]. Found [128, 0, 1] in row 0, column 1",
+    ),
+    "a colour beyond": (
+        {"colors": [BLACK, [1, 0, 0], WHITE]},
+        np.uint16([[BLACK, [0, 256, 0]]] * 2),
+        "Found [0, 256, 0]",
+    ),
+    "a colour's fraction": ({"colors": [BLACK, RED, WHITE]}, np.full((2, 2, 3), 0.5), "Found [0.5, 0.5, 0.5] in row 0"),
+    "no colours": ({"colors": [BLACK, RED, WHITE]}, np.zeros((2, 2)), "should be an array (H, W, 3). Found (2, 2, 1)"),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG_RAW)
+def test_a_raw_value_of_no_class_is_one_line(tmp_path, fault):
+    fields, raw, message = WRONG_RAW[fault]
+    suffix = "png" if raw.dtype == np.uint8 else "npy"
+    mapped(tmp_path, suffix, **fields)
+    save(tmp_path / "s" / f"0.{suffix}", raw)
+    with pytest.raises(ValueError) as error:
+        load(tmp_path, "s", size=2)
+    assert str(error.value).startswith(f"{tmp_path / 's' / '0'}.{suffix} ")
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_other_values_are_decoded_anew(tmp_path):
+    for values, expected in (([0, 1, 2], [0, 1, 2, 0]), ([2, 1, 0], [2, 1, 0, 2])):
+        mapped(tmp_path, values=values)
+        save(tmp_path / "s" / "0.png", np.uint8([[0, 1], [2, 0]])) if values[0] == 0 else None
+        assert classes_of(tmp_path) == expected
+
+
 def test_half_precision_labels_are_scaled_in_single(root):
     """-9999 is -10000 in half precision: a pixel without a label is one all the same."""
     write(root, described(**changed(2, scale=1000, offset=0.5, invalid=-9999)))
@@ -239,6 +404,25 @@ DESCRIPTIONS = {
     "an unknown error": (changed(1, error="rmse"), "squared error, absolute error, angle for regression. Found"),
     "an unknown field": (changed(1, mask=0), "mask: Extra inputs are not permitted. Found 0"),
     "a text as scale": (changed(1, scale="1e-3"), "scale: Input should be a valid number. Found '1e-3'"),
+    "values of numbers": (changed(1, values=[0, 1]), "task d: values should be given of classes alone"),
+    "two of three": (
+        changed(0, values=[1, 2, 3], shift=-1),
+        "values, shift and colors will do, found values and shift",
+    ),
+    "too few values": (changed(0, values=[0, 128]), "values should have one for each class, found 2 of them and 3"),
+    "values twice": (changed(0, values=[0, 1, 0]), "values and invalid should all differ, found 0 twice"),
+    "a value without a label": (changed(0, values=[0, 1, 255]), "invalid should all differ, found 255 twice"),
+    "half a value": (changed(0, values=[0, 0.5, 1]), "values.1: Input should be a valid integer. Found 0.5"),
+    "half a shift": (changed(0, shift=-0.5), "shift: Input should be a valid integer. Found -0.5"),
+    "a colour twice": (changed(0, colors=[[0, 0, 0], [1, 2, 3], [1, 2, 3]]), "all differ, found [1, 2, 3] twice"),
+    "a colour without a label": (changed(0, colors=[[0, 0, 0], [1, 1, 1], [255] * 3]), "found [255, 255, 255] twice"),
+    "a colour of two": (
+        changed(0, colors=[[0, 0, 0], [1, 2], [3, 4, 5]]),
+        "colors.1: List should have at least 3 items",
+    ),
+    "a colour above 255": (changed(0, colors=[[0, 0, 256]]), "less than or equal to 255. Found 256"),
+    "a colour as invalid": (changed(0, invalid=[0, 0, 0]), "invalid should be a number, or a colour where colors are"),
+    "a text as invalid": (changed(0, invalid="none"), "tasks.0.invalid: Input should be a valid number. Found 'none'"),
     "no splits": ({"splits": {"train": "a*"}}, "splits should have train and test, or ratio alone"),
     "ratio 1": ({"splits": {"ratio": 1.0}}, "less than 1. Found 1.0"),
     "nothing in a split": ({"splits": {"train": "z*", "test": "b*"}}, "splits.train should match images. Found 'z*'"),

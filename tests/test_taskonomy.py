@@ -396,6 +396,69 @@ def test_a_changed_file_is_decoded_again(tree):
     assert len(load(tree, "sd")) == 6
 
 
+def entries(cache_folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(cache_folder)): path.read_bytes() for path in cache_folder.rglob("*.npy")}
+
+
+@pytest.mark.parametrize(("limits", "number"), [((5, 2, 3), 1), ((2, 4, None), 3), ((3, 5, 1), 2)])
+def test_a_frame_is_decoded_once_whatever_the_limit(tree, own_cache, monkeypatch, limits, number):
+    """Shorter lists are served from longer ones; longer ones take the rows that they share with shorter ones."""
+    seen, decode = [], taskonomy._decode
+    monkeypatch.setattr(taskonomy, "_decode", lambda *args: seen.append(args[:2]) or decode(*args))
+    found = {limit: load(tree, "sdn", limit=limit) for limit in limits}
+    assert len(seen) == len(set(seen)) == 5 * len(("s", "d", "n", "valid"))
+    assert len(list(own_cache.glob("taskonomy-s-*/values.npy"))) == number
+    monkeypatch.setenv("MTRLIB_CACHE", str(own_cache / "another"))
+    for limit, dataset in found.items():
+        alone = load(tree, "sdn", limit=limit)
+        assert dataset.ids == alone.ids
+        assert dataset.images.numpy().tobytes() == alone.images.numpy().tobytes()
+        for letter in "sdn":
+            assert dataset.targets[letter].numpy().tobytes() == alone.targets[letter].numpy().tobytes()
+            assert torch.equal(dataset.masks[letter], alone.masks[letter])
+
+
+@pytest.mark.parametrize("row", [0, 2, 4])
+def test_a_changed_file_is_noticed_by_the_limits_that_reach_it_alone(tree, own_cache, row):
+    first = load(tree, "d")
+    building, point = ((tree / "a", 2), (), (tree / "a", 10), (), (tree / "b", 1199))[row]
+    replace_file(
+        file_of(building, "depth_zbuffer", point, 3 if row == 0 else 0), np.full((32, 32), 255, dtype=np.uint16)
+    )
+    before = set(entries(own_cache))
+    assert torch.equal(load(tree, "d", limit=2).targets["d"][1], first.targets["d"][1])
+    assert (set(entries(own_cache)) == before) == (row > 1)
+    for limit in (3, 5):
+        target = load(tree, "d", limit=limit).targets["d"]
+        changed = [index for index in range(limit) if not torch.equal(target[index], first.targets["d"][index])]
+        assert changed == [row] * (row < limit)
+
+
+def test_a_bad_frame_behind_the_limit_is_of_no_concern(tree):
+    file_of(tree / "b", "depth_zbuffer", 2).write_bytes(b"")
+    with pytest.warns(UserWarning, match="1 of 5 frames left out"):
+        assert len(load(tree, "d", on_bad="skip")) == 4
+    assert load(tree, "d", limit=3).ids == load(tree, "s", limit=3).ids
+    with pytest.warns(UserWarning, match="1 of 4 frames left out"):
+        found = load(tree, "d", limit=4, on_bad="skip")
+    assert len(found) == 3
+    with pytest.raises(ValueError, match="Found 0 bytes of no image"):
+        load(tree, "d", limit=4)
+
+
+@pytest.mark.parametrize("limit", [2, None])
+def test_a_damaged_entry_serves_no_other_limit(tree, own_cache, limit):
+    """Neither a shorter list nor, of the rows that they share, a longer one."""
+    first = load(tree, "d", limit=4).targets["d"].clone()
+    (entry,) = own_cache.glob("taskonomy-d-*[!k]")
+    content = bytearray((entry / "values.npy").read_bytes())
+    content[200] ^= 1
+    (entry / "values.npy").write_bytes(content)
+    with pytest.warns(UserWarning, match=f"{entry} is damaged .values.npy"):
+        second = load(tree, "d", limit=limit).targets["d"]
+    assert torch.equal(first[:2], second[:2])
+
+
 def test_progress_counts_the_frames_of_each_domain(tree, monkeypatch):
     bars = []
 

@@ -15,6 +15,7 @@ from mtrlib.data.decoding import Arrays, Source
 from mtrlib.tasks import Task, distinct
 
 IMAGES = "images"
+_SHOWN = 12  # classes that have a line of their own
 
 
 def check(name: str, root: str | Path, letters: str | None = None) -> pd.DataFrame:
@@ -31,6 +32,7 @@ def check(name: str, root: str | Path, letters: str | None = None) -> pd.DataFra
     A row a split and task, and one for the images:
     split, task (a letter, or "images"), name;
     files, missing, bad : how many were found, are missing (where others are there) and cannot be used;
+    read : of how many the columns to the right tell, those of bad images left out;
     low, high : of the targets at valid pixels; valid : share of valid pixels;
     classes : dict of the pixels of each class, by name; None where there are none;
     stops : whether a run would stop there, with the default `on_bad`; problem : the first reason, else empty.
@@ -67,9 +69,31 @@ def check(name: str, root: str | Path, letters: str | None = None) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
+def class_shares(table: pd.DataFrame) -> str:
+    """Of each split and task with classes in what `check` gives: how many of the classes occur, in how many images, and
+    the shares of the most frequent ones, a line each."""
+    lines = []
+    for row in table.dropna(subset="classes").itertuples():
+        found = sorted(((count, name) for name, count in row.classes.items() if count), key=lambda pair: -pair[0])
+        total = sum(count for count, _ in found)
+        images = "1 image" if row.read == 1 else f"{row.read} images"
+        lines.append(f"{row.task}, {row.split}: {len(found)} of {len(row.classes)} classes occur in {images}")
+        lines += [f"    {name} {100 * count / total:.3g} %" for count, name in found[:_SHOWN]]
+        if others := [count for count, _ in found[_SHOWN:]]:
+            named = "1 other" if len(others) == 1 else f"{len(others)} others, together"
+            lines.append(f"    and {named} {100 * sum(others) / total:.3g} %")
+    return "\n".join(lines)
+
+
 def _row(split: str, task: str, name: str, **found) -> dict:
-    nothing = {"files": 0, "missing": 0, "bad": 0, "low": np.nan, "high": np.nan, "valid": np.nan, "classes": None}
-    return {"split": split, "task": task, "name": name, **nothing, "stops": False, "problem": "", **found}
+    nothing = {
+        **dict.fromkeys(("files", "missing", "bad", "read"), 0),
+        **dict.fromkeys(("low", "high", "valid"), np.nan),
+    }
+    return {
+        **{"split": split, "task": task, "name": name, **nothing, "classes": None, "stops": False, "problem": ""},
+        **found,
+    }
 
 
 def _images(split: str, source: Source) -> tuple[dict, np.ndarray]:
@@ -85,7 +109,7 @@ def _images(split: str, source: Source) -> tuple[dict, np.ndarray]:
             sizes[row] = found["sizes"]
             low.append(found["values"].min())
             high.append(found["values"].max())
-    counts = {"files": len(source.ids) - missing, "missing": missing, "bad": len(problems) - missing}
+    counts = {"files": len(source.ids) - missing, "missing": missing, "bad": len(problems) - missing, "read": len(low)}
     ends = {"low": min(low, default=np.nan), "high": max(high, default=np.nan), "valid": 1.0}
     return _row(split, IMAGES, "", **counts, **ends, stops=bool(problems), problem=(problems or [""])[0]), sizes
 
@@ -98,14 +122,14 @@ def _label(split: str, letter: str, source: Source, sizes: np.ndarray, required:
     if len(absent) == number:
         found = f"{source.where} has no files of {letter}, such as {source.parts[letter].files[0][0].path}."
         return _row(split, letter, task.name, stops=required, problem=found)
-    bad, low, high, pixels, valid = [], [], [], 0, 0
+    bad, low, high, read, pixels, valid = [], [], [], 0, 0, 0
     counts = np.zeros(task.channels, dtype=np.int64)
     for arrays in _with_masks(letter, source, sizes):
         if isinstance(arrays, str):
             bad.append(arrays)
         elif arrays is not None:
             values, mask = arrays["values"], arrays["mask"]
-            pixels, valid = pixels + mask.size, valid + int(mask.sum())
+            read, pixels, valid = read + 1, pixels + mask.size, valid + int(mask.sum())
             chosen = values[..., mask]
             if chosen.size:
                 low.append(chosen.min())
@@ -117,7 +141,7 @@ def _label(split: str, letter: str, source: Source, sizes: np.ndarray, required:
         split,
         letter,
         task.name,
-        **{"files": number - len(absent), "missing": len(absent), "bad": len(bad)},
+        **{"files": number - len(absent), "missing": len(absent), "bad": len(bad), "read": read},
         **{"low": min(low, default=np.nan), "high": max(high, default=np.nan), "valid": valid / max(pixels, 1)},
         classes=_named(task, counts) if task.kind == "classes" else None,
         stops=bool(problems),

@@ -24,7 +24,6 @@ from functools import lru_cache
 from pathlib import Path
 from zipfile import BadZipFile
 
-import numpy as np
 from torchvision import datasets
 
 from mtrlib import machine
@@ -135,7 +134,7 @@ def _number_of_classes(root: Path) -> int:
 def _first(root: Path, changed: tuple[int, ...]) -> list[Path]:
     """The first label files to train, some of which may not be there; `changed` is when their folders were."""
     names = [name for name, _ in description.find(_arrays(19), root, "train")]
-    return [root / "train" / "label" / f"{name}.npy" for name in names[:_LOOKED_AT]]
+    return description.places(root, [f"train/label/{name}.npy" for name in names[:_LOOKED_AT]])
 
 
 @lru_cache(maxsize=4 * _LOOKED_AT)
@@ -144,11 +143,7 @@ def _highest(path: str, modified: int, size: int) -> float:
     return float(folder.read_label(label, path, None).max())
 
 
-def _train_ids() -> np.ndarray:
-    """(256,) from a labelId of the official files to one of 19 classes, or 255; -1 for what is no labelId."""
-    table = np.full(256, -1, dtype=np.int32)
-    table[_UNLABELLED] = _UNLABELLED
-    for kind in datasets.Cityscapes.classes:
-        if kind.id >= 0:
-            table[kind.id] = kind.train_id if 0 <= kind.train_id < 19 else _UNLABELLED
-    return table
+def _train_ids() -> dict[int, int]:
+    """From a labelId of the official files to one of 19 classes, or -1 for none."""
+    kinds = [kind for kind in datasets.Cityscapes.classes if kind.id >= 0]
+    return {_UNLABELLED: -1} | {kind.id: kind.train_id if 0 <= kind.train_id < 19 else -1 for kind in kinds}

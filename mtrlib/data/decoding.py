@@ -84,8 +84,9 @@ class Source(NamedTuple):
 def load(source: Source, on_bad: str = "raise") -> Dataset:
     """Load images and labels, from the cache where they are in it.
 
-    Each part is an entry of the cache: another task set reuses those that it shares. An entry is made anew when the
-    path, size or time of a file changes. Where images are left out, the entries are copied without them.
+    Each part is an entry of the cache: another task set reuses those that it shares, and another limit the rows that it
+    shares. A row is decoded anew when the path, size or time of its files changes, and so are those behind it. Where
+    images are left out, the entries are copied without them.
 
     Parameters
     ----------
@@ -106,13 +107,15 @@ def load(source: Source, on_bad: str = "raise") -> Dataset:
 
     entries: dict[str, Path] = {}
     number = len(source.ids)
-    images = str(source.parts[IMAGES].files)  # every label depends on the size of its image
+    images = source.parts[IMAGES].files  # every label depends on the size of its image
     sizes = np.zeros((number, 2), dtype=np.int32)  # of the images, once those are decoded
     for name, part in source.parts.items():
-        made_from = [source.version, name, str(part.layout), part.settings, images, str(part.files)]
+        made_from = [source.version, name, str(part.layout), part.settings]
+        of_rows = [str(files) for files in zip(images, part.files, strict=True)]
         layout: cache.Layout = {key: ((number, *shape), dtype) for key, (shape, dtype) in part.layout.items()}
-        entries[name] = cache.entry(f"{source.name}-{name}", made_from, layout, _filler(name, part, sizes, on_bad))
-        arrays, notes = cache.read(entries[name])
+        fill = _filler(name, part, sizes, on_bad)
+        entries[name] = cache.entry(f"{source.name}-{name}", made_from, layout, fill, of_rows)
+        arrays, notes = cache.read(entries[name], number)
         for row, note in notes.items():
             if on_bad == "raise":
                 raise ValueError(note)
@@ -129,7 +132,7 @@ def load(source: Source, on_bad: str = "raise") -> Dataset:
             raise ValueError(summary)
         warnings.warn(summary, stacklevel=3)
         entries = {name: cache.rows(folder, good) for name, folder in entries.items()}
-    arrays = {name: cache.read(folder)[0] for name, folder in entries.items()}
+    arrays = {name: cache.read(folder, len(good))[0] for name, folder in entries.items()}
     owners = {letter: source.masks.get(letter, letter) for letter in source.tasks}
     return Dataset(
         name=source.name,
@@ -143,9 +146,9 @@ def load(source: Source, on_bad: str = "raise") -> Dataset:
     )
 
 
-def decoded(name: str, part: Part, sizes: np.ndarray) -> Iterator[Arrays | str | None]:
-    """Each image's arrays of a part, in order, decoded in parallel; what is wrong with a bad file; None where a file is
-    missing or the image itself is bad. Shows progress.
+def decoded(name: str, part: Part, sizes: np.ndarray, first: int = 0) -> Iterator[Arrays | str | None]:
+    """Each image's arrays of a part, from the row `first` on, in order, decoded in parallel; what is wrong with a bad
+    file; None where a file is missing or the image itself is bad. Shows progress.
 
     sizes : (N, 2) width and height of the images in pixels, 0 where one is bad; unused for the images themselves.
     """
@@ -161,8 +164,8 @@ def decoded(name: str, part: Part, sizes: np.ndarray) -> Iterator[Arrays | str |
     workers = min(16, os.cpu_count() or 1)  # threads: PIL frees the interpreter as it decodes
     executor = ThreadPoolExecutor(workers)
     try:
-        with bar(total=len(part.files), description=f"decoding {name}", unit="frame") as progress:
-            for start in range(0, len(part.files), 16 * workers):  # so that few decoded images wait in memory
+        with bar(total=len(part.files) - first, description=f"decoding {name}", unit="frame") as progress:
+            for start in range(first, len(part.files), 16 * workers):  # so that few decoded images wait in memory
                 for arrays in executor.map(decode, range(start, min(start + 16 * workers, len(part.files)))):
                     progress.update(1)
                     yield arrays
@@ -256,12 +259,13 @@ def read_image(path: str, kinds: Sequence[str], size: tuple[int, int] | None = N
     return image
 
 
-def _filler(name: str, part: Part, sizes: np.ndarray, on_bad: str) -> Callable[[dict[str, np.memmap]], dict[int, str]]:
-    """What decodes a part of all images into its arrays; rows of bad files stay zero, and notes say what is wrong."""
+def _filler(name: str, part: Part, sizes: np.ndarray, on_bad: str) -> Callable[..., dict[int, str]]:
+    """What decodes a part of all images, or of those from a row on, into its arrays; rows of bad files stay zero, and
+    notes say what is wrong."""
 
-    def fill(arrays: dict[str, np.memmap]) -> dict[int, str]:
+    def fill(arrays: dict[str, np.memmap], first: int) -> dict[int, str]:
         notes = {}
-        for row, found in enumerate(decoded(name, part, sizes)):
+        for row, found in enumerate(decoded(name, part, sizes, first), start=first):
             if isinstance(found, str):
                 if on_bad == "raise":
                     raise ValueError(found)

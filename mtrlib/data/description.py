@@ -11,6 +11,8 @@ import posixpath
 import re
 import reprlib
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -50,6 +52,9 @@ class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=True)
 
 
+_Colour = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
+
+
 class Label(_Entry):
     """One task.
 
@@ -63,7 +68,13 @@ class Label(_Entry):
     files : pattern of the label files, PNG (8 or 16 bits; grey for classes or one channel, RGB for two, the first, or
         three) or NPY, (H, W) or (H, W, C).
     scale, offset : the target of regression is scale * raw + offset.
-    invalid : raw value of a pixel without a label, in all channels; ".nan" for not a number.
+    values : of classes, the raw value of each in the order of `classes`, such as [0, 255]; by default 0, 1, 2, ...
+    shift : of classes, in the place of `values`: the class is raw + shift, and a pixel where that is negative has no
+        label; with -1 those are the pixels of raw value 0.
+    colors : of classes, in the place of `values`: the colour [r, g, b] of each, 0 to 255. Labels are then PNG in RGB,
+        RGBA, palette or grey, read as RGB, or NPY, (H, W, 3).
+    invalid : raw value of a pixel without a label, in all channels; ".nan" for not a number. With `colors` it may be
+        a colour. A raw value that is neither this nor that of a class is an error.
     loss, error : names as in `tasks.LOSSES` and `tasks.ERRORS`; by default the paper's.
     """
 
@@ -77,7 +88,12 @@ class Label(_Entry):
     files: _pattern("labels")
     scale: float = Field(1.0, allow_inf_nan=False)
     offset: float = Field(0.0, allow_inf_nan=False)
-    invalid: float | None = None
+    values: (
+        Annotated[list[Annotated[int, Field(ge=-(2**53), le=2**53)]], Field(min_length=2, max_length=255)] | None
+    ) = None
+    shift: Annotated[int, Field(ge=-(2**16), le=2**16)] | None = None
+    colors: Annotated[list[_Colour], Field(min_length=2, max_length=255)] | None = None
+    invalid: float | _Colour | None = None
     loss: str = ""
     error: str = ""
 
@@ -87,8 +103,34 @@ class Label(_Entry):
             raise ValueError(f"task {self.letter}: classes should be given where the kind is classes, and only there")
         if self.kind == "classes" and self.model_fields_set & {"channels", "scale", "offset"}:
             raise ValueError(f"task {self.letter}: classes have no channels, scale or offset")
+        self._check_raw()
         self.task  # noqa: B018  (its own check)
         return self
+
+    def _check_raw(self) -> None:
+        """Of what classes are in the files: ValueError for fields that contradict each other."""
+        given = [name for name in ("values", "shift", "colors") if getattr(self, name) is not None]
+        if given and self.kind != "classes":
+            raise ValueError(f"task {self.letter}: {given[0]} should be given of classes alone")
+        if len(given) > 1:
+            raise ValueError(
+                f"task {self.letter}: one of values, shift and colors will do, found {' and '.join(given)}"
+            )
+        if isinstance(self.invalid, list) and not self.colors:
+            raise ValueError(f"task {self.letter}: invalid should be a number, or a colour where colors are given")
+        raw = self.values or self.colors or []
+        if raw and len(raw) != self.task.channels:
+            found = f"{len(raw)} of them and {self.task.channels} classes"
+            raise ValueError(f"task {self.letter}: {given[0]} should have one for each class, found {found}")
+        every = [*raw, [self.invalid] * 3 if self.colors and not isinstance(self.invalid, list) else self.invalid]
+        if twice := [one for one in raw if every.count(one) > 1]:
+            raise ValueError(f"task {self.letter}: {given[0]} and invalid should all differ, found {twice[0]} twice")
+
+    @property
+    def table(self) -> dict[int, int] | None:
+        """Raw value -> class, where that is no range; a colour is one number, 65536 r + 256 g + b."""
+        codes = [(r << 16) + (g << 8) + b for r, g, b in self.colors] if self.colors else self.values
+        return None if codes is None else {code: index for index, code in enumerate(codes)}
 
     @property
     def task(self) -> Task:
@@ -122,7 +164,7 @@ class Splits(_Entry):
 
 
 class Description(_Entry):
-    """A data set: the pattern of its images, its tasks and its splits."""
+    """A data set: the pattern of its images, its tasks and its splits. Suffixes of files match patterns in any case."""
 
     images: _pattern("images")
     tasks: Annotated[list[Label], Field(min_length=1)]
@@ -215,6 +257,28 @@ def _chosen(splits: Splits, root: Path, split: str, found: list[str]) -> list[st
     return [posixpath.normpath(name.strip()) for name in ids if name.strip()]  # one name for one image
 
 
+def places(root: Path, names: Iterable[str]) -> list[Path]:
+    """`inside` of each name; its suffix may be in upper case where the name has it in lower case, and the other way.
+
+    ValueError where two files are called so.
+    """
+    listed: dict[Path, dict[str, list[str]]] = {}
+    found = []
+    for path in (inside(root, name) for name in names):
+        if path.parent not in listed:
+            spellings = listed[path.parent] = {}
+            with suppress(OSError):  # of a folder that is not there, or that may not be listed
+                for each in sorted(os.listdir(path.parent)):
+                    spellings.setdefault(_lowered(each), []).append(each)
+        called = listed[path.parent].get(_lowered(path.name), [path.name])
+        if len(called) > 1:
+            raise _alike(root, *((path.parent / each).relative_to(root).as_posix() for each in called))
+        if called[0] != path.name:
+            path = inside(root, (path.parent / called[0]).relative_to(root).as_posix())
+        found.append(path)
+    return found
+
+
 def inside(root: Path, name: str) -> Path:
     """`root / name`; ValueError for a path that leaves the root, by itself or through a link."""
     path = root / name
@@ -224,18 +288,32 @@ def inside(root: Path, name: str) -> Path:
 
 
 def _matching(root: Path, pattern: str) -> list[str]:
-    """The ids of the files that match, in natural order; an id may hold slashes."""
-    before, after = pattern.split("{id}")
+    """The ids of the files that match, in natural order; an id may hold slashes, and suffixes match in any case."""
+    before, after = _lowered(pattern).split("{id}")
     start = root / before.rpartition("/")[0]
     inside(root, f"{before.rpartition('/')[0]}/.")
-    ids = []
+    ids: dict[str, str] = {}
     for folder, _, files in os.walk(start):
         for name in files:
             path = Path(folder, name).relative_to(root).as_posix()
-            if path.startswith(before) and path.endswith(after) and len(path) > len(before) + len(after):
-                ids.append(path[len(before) : len(path) - len(after)])
+            lowered = _lowered(path)
+            if lowered.startswith(before) and lowered.endswith(after) and len(lowered) > len(before) + len(after):
+                found = lowered[len(before) : len(lowered) - len(after)]
+                if found in ids:
+                    raise _alike(root, *sorted((path, ids[found])))
+                ids[found] = path
     # Every second part is a number in ASCII digits, which are not the only ones that Python knows.
     return sorted(ids, key=lambda name: [int(p) if i % 2 else p for i, p in enumerate(re.split("([0-9]+)", name))])
+
+
+def _lowered(path: str) -> str:
+    """A path with its suffix in lower case."""
+    suffix = PurePosixPath(path).suffix
+    return path.removesuffix(suffix) + suffix.lower()
+
+
+def _alike(root: Path, one: str, other: str, *_: str) -> ValueError:
+    return ValueError(f"{root} should have files whose names differ by more than case. Found {one} and {other}.")
 
 
 def _text(path: Path) -> str:
@@ -247,7 +325,8 @@ def _text(path: Path) -> str:
 
 
 def _sentence(fault: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("constrained", "function")))
+    kinds = re.compile(r"(constrained|function|list\[).*|str|float")  # of a field that may be of several
+    where = ".".join(str(part) for part in fault["loc"] if not kinds.fullmatch(str(part)))
     message = fault["msg"].removeprefix("Value error, ").rstrip(".")
     message = re.sub(r"\b(loss|error)_name\b", r"\1", message)  # as the file has them
     found = (

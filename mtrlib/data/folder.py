@@ -7,6 +7,7 @@
         classes: [floor, wall, ball]    # or their number
         files: plan/{id}.png
         invalid: 255                    # pixels without a label
+        values: [10, 20, 30]            # raw value of each class, unless 0, 1, 2; or `shift`, or `colors`
       - letter: h                       # a new task
         name: height
         kind: regression
@@ -21,6 +22,7 @@ would blur them. `nyuv2` and `cityscapes` are descriptions too.
 
 from __future__ import annotations
 
+import reprlib
 import threading
 import tokenize
 import zipfile
@@ -44,7 +46,10 @@ _PARSING = threading.Lock()
 _GREY = ("8-bit grey PNG", "16-bit grey PNG")
 # Of classes also palettes, whose pixels are read as they are, and grey of one bit. Grey of two or four bits is not
 # read: Pillow stretches it to eight.
-_CLASSES = ("1-bit grey PNG", *(f"{bits}-bit palette PNG" for bits in (1, 2, 4, 8)))
+_PALETTES = tuple(f"{bits}-bit palette PNG" for bits in (1, 2, 4, 8))
+_CLASSES = ("1-bit grey PNG", *_PALETTES)
+# Of colours all that Pillow reads as it shows it; optimisers of PNG files choose among these.
+_COLOURS = ("8-bit RGB PNG", "8-bit RGBA PNG", *(f"{bits}-bit grey PNG" for bits in (1, 2, 4, 8)), *_PALETTES)
 
 
 def tasks(root: Path | None) -> dict[str, Task]:
@@ -74,7 +79,7 @@ def described(
 
     def files(kind: str, pattern: str) -> list[File]:
         names = [pattern.replace("{split}", folder).replace("{id}", image) for image, folder in images]
-        found = [decoding.find(kind, description.inside(root, file)) for file in names]
+        found = [decoding.find(kind, path) for path in description.places(root, names)]
         if all(file.bytes < 0 for file in found):
             raise ValueError(
                 f"{root} should hold {kind} {pattern}. Found no {found[0].path} nor any other for {split}."
@@ -98,27 +103,21 @@ def described(
 
 
 def label_part(
-    label: Label, files: list[File], size: int | None, kinds: Sequence[str] = (), table: np.ndarray | None = None
+    label: Label, files: list[File], size: int | None, kinds: Sequence[str] = (), table: dict[int, int] | None = None
 ) -> Part:
     """The part of one task. `kinds`, where given, are the PNG files that it may have. `table`, where given, says what
-    each raw value stands for: raw -> table[raw], below 0 for a value that no file should hold."""
+    each raw value stands for, in the place of the label's own: raw -> class, below 0 for none."""
     edge = size or 0
     shape, dtype = ((edge, edge), np.uint8) if label.kind == "classes" else ((label.channels, edge, edge), np.float32)
     layout = {"values": (shape, dtype)}
-    if label.invalid is not None:
+    if label.invalid is not None or label.shift is not None:
         layout["mask"] = ((edge, edge), np.bool_)
+    table = label.table if table is None else table
 
     def decode(group: Sequence[File], image_size: tuple[int, int] | None) -> Arrays:
-        raw = read_label(label, group[0].path, image_size, kinds)
-        if table is not None:
-            unknown = raw[table[raw] < 0]
-            if unknown.size:
-                raise ValueError(f"{group[0].path} should hold known labels. Found {unknown.max()}.")
-            raw = table[raw]
-        return _target(label, group[0].path, raw, size)
+        return _target(label, group[0].path, read_label(label, group[0].path, image_size, kinds), size, table)
 
-    settings = f"{label.model_dump(exclude={'files', 'name'})} {None if table is None else table.tolist()}"
-    return Part([(file,) for file in files], layout, decode, settings)
+    return Part([(file,) for file in files], layout, decode, f"{label.model_dump(exclude={'files', 'name'})} {table}")
 
 
 def read_image(path: str) -> Image.Image:
@@ -139,7 +138,7 @@ def read_image(path: str) -> Image.Image:
 def read_label(label: Label, path: str, image_size: tuple[int, int] | None, kinds: Sequence[str] = ()) -> np.ndarray:
     """Raw values, (H, W, C); ValueError naming the file for a bad one, a PNG that is none of `kinds`, where those are
     given, or another size than that of its image."""
-    channels = 1 if label.kind == "classes" else label.channels
+    channels = 3 if label.colors else 1 if label.kind == "classes" else label.channels
     if path.lower().endswith(".npy"):
         raw = _array(path)
         raw = raw[..., None] if raw.ndim == 2 else raw
@@ -152,15 +151,18 @@ def read_label(label: Label, path: str, image_size: tuple[int, int] | None, kind
     if channels > 3:
         raise ValueError(f"{path} should be an array in a .npy file: a PNG has no {channels} channels.")
     one = (*_GREY, *_CLASSES) if label.kind == "classes" else _GREY
-    kinds = kinds or (one if channels == 1 else ("8-bit RGB PNG",))
-    image = np.asarray(decoding.read_image(path, kinds, image_size))
+    kinds = kinds or (_COLOURS if label.colors else one if channels == 1 else ("8-bit RGB PNG",))
+    opened = decoding.read_image(path, kinds, image_size)
+    image = np.asarray(opened.convert("RGBA").convert("RGB") if label.colors else opened)
     return (image[..., None] if image.ndim == 2 else image[..., :channels]).astype(np.int32)
 
 
-def _target(label: Label, path: str, raw: np.ndarray, size: int | None) -> Arrays:
+def _target(label: Label, path: str, raw: np.ndarray, size: int | None, table: dict[int, int] | None) -> Arrays:
     """(H, W, C) raw values -> target and mask at `size`, after a look at every pixel."""
     if label.invalid is None:
         absent = np.zeros(raw.shape, dtype=bool)
+    elif isinstance(label.invalid, list):
+        absent = raw == np.array(label.invalid)
     else:
         absent = np.isnan(raw) if np.isnan(label.invalid) else raw == label.invalid
     valid = ~absent.all(axis=-1, keepdims=True)
@@ -168,19 +170,43 @@ def _target(label: Label, path: str, raw: np.ndarray, size: int | None) -> Array
         raw = raw.astype(np.float32)  # whose products do not overflow or round away
     with np.errstate(over="ignore", invalid="ignore"):
         wrong = ~(np.abs(raw * label.scale + label.offset) <= np.finfo(np.float32).max) & valid  # targets are float32
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0][:2]
-        raise ValueError(f"{path} should hold numbers. Found {raw[wrong][0]} in row {row}, column {column}.")
-    raw, known = np.where(valid, raw, 0), np.broadcast_to(valid, raw.shape)
-    mask = {} if label.invalid is None else {"mask": decoding.nearest(valid[..., 0], size)}
+    _refuse(wrong, path, raw, "numbers")
+    shift = label.shift or 0
+    if label.shift is not None:
+        raw = raw.astype(np.float64)  # whole numbers of eight bits do not go below 0
+        valid &= (raw + shift >= 0) | (raw != np.floor(raw))
+    if table is not None:
+        classes, unknown = _classes(raw, table)
+        _refuse(unknown & valid, path, raw, f"one of {reprlib.repr(label.colors or list(table))}")
+        raw, valid = classes, valid & (classes >= 0)
+    raw = np.where(valid, raw, -shift)
+    mask = {} if label.invalid is label.shift is None else {"mask": decoding.nearest(valid[..., 0], size)}
     if label.kind == "regression":
         target = decoding.nearest(raw, size) * label.scale + label.offset
         return {"values": target.transpose(2, 0, 1).astype(np.float32), **mask}
-    wrong = known & ((raw < 0) | (raw >= label.task.channels) | (raw != np.floor(raw)))
+    last = label.task.channels - 1
+    wrong = (raw + shift < 0) | (raw + shift > last) | (raw != np.floor(raw))
     if wrong.any():
-        last = label.task.channels - 1
-        raise ValueError(f"{path} should hold classes 0 to {last}. Found {raw[wrong].max():g}.")
-    return {"values": decoding.nearest(raw[..., 0], size).astype(np.uint8), **mask}
+        raise ValueError(f"{path} should hold classes {-shift} to {last - shift}. Found {raw[wrong].max():g}.")
+    return {"values": decoding.nearest((raw + shift)[..., 0], size).astype(np.uint8), **mask}
+
+
+def _classes(raw: np.ndarray, table: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W, 1) or, of colours, (H, W, 3) raw values -> classes and whether the table lacks them, (H, W, 1) each."""
+    if raw.shape[2] == 3:
+        colours = ((raw >= 0) & (raw <= 255) & (raw == np.floor(raw))).all(axis=-1, keepdims=True)
+        raw = np.where(colours, np.where(colours, raw, 0).astype(np.int64) @ [[1 << 16], [1 << 8], [1]], -1)
+    known = np.array(sorted(table))
+    place = np.searchsorted(known, raw).clip(max=len(known) - 1)
+    return np.array([table[value] for value in known.tolist()])[place], known[place] != raw
+
+
+def _refuse(wrong: np.ndarray, path: str, raw: np.ndarray, what: str) -> None:
+    """ValueError for the first pixel that is wrong, (H, W, C), or (H, W, 1) where all channels are together."""
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0][:2]
+        found = raw[wrong][0] if wrong.shape == raw.shape else raw[row, column].tolist()
+        raise ValueError(f"{path} should hold {what}. Found {found} in row {row}, column {column}.")
 
 
 def _array(path: str) -> np.ndarray:
