@@ -45,19 +45,31 @@ import torch
 torch.set_num_threads(1)
 from collections import Counter
 from pathlib import Path
-from mtrlib import data, training
+from mtrlib import data, evaluation, training
 from mtrlib.store import Store
 from oracles import run_cells
 from test_killed import ATTACKS, MODELS, WRITERS, notebook_values
 training.SAVE_EVERY = 0.0
-fit = training.fit
+fit, measure = training.fit, evaluation.errors
 
-def run(folder, last):
-    # Trains and attacks everything and decodes a folder; kills itself at its call of any function of that number.
-    calls = itertools.count(1)
+def run(folder, last, attacks=False):
+    # Trains and attacks everything and decodes a folder; kills itself at its call of any function of that number, or at
+    # that number of those that attacks make.
+    calls, attacking = itertools.count(1), itertools.count(1)
     def called(frame, event, argument):
-        if event.endswith("call") and next(calls) == last:
+        if event.endswith("call") and next(calls) == last and not attacks:
             os.kill(os.getpid(), signal.SIGKILL)
+    def called_in_attack(frame, event, argument):
+        called(frame, event, argument)
+        if event.endswith("call") and next(attacking) == last and attacks:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def attacked(*given, **options):
+        before = sys.getprofile()
+        sys.setprofile(before and called_in_attack)
+        errors = measure(*given, **options)
+        sys.setprofile(before)
+        return errors
+    evaluation.errors = attacked
     def counted(spec, *rest):
         with open(folder / "log", "a") as file:
             file.write(spec.key + "\\n")
@@ -74,7 +86,7 @@ def run(folder, last):
         for attack in ATTACKS:
             store.errors(spec, attack)
     sys.setprofile(None)
-    (folder / "calls").write_text(f"{decoded} {next(calls)}")
+    (folder / "calls").write_text(f"{decoded} {next(calls)} {next(attacking)}")
 
 def notebook(folder, stage, last):
     # Runs the cells of the notebook; kills itself in a file of that stage and number, or before it gets its name.
@@ -191,21 +203,24 @@ def whole(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, server) -> tuple[Path, int, int]:
-    """The folder of a run that nothing disturbed, and how many functions it called until it had decoded, and in all."""
+def undisturbed(tmp_path_factory, server) -> tuple[Path, int, int, int]:
+    """The folder of a run that nothing disturbed, and how many functions it called until it had decoded, in all, and in
+    attacks."""
     folder = tmp_path_factory.mktemp("undisturbed")
     assert server.wait(server.start("run", folder, 0)) == 0
     return folder, *map(int, (folder / "calls").read_text().split())
 
 
 def test_killed_again_and_again_it_ends_with_the_same_tables(undisturbed, server, tmp_path):
-    """Each kill lets the run go on for a random part of all its calls; after a finished one all begins anew."""
-    expected, decoded, calls = undisturbed
+    """Each kill lets the run go on for a random part of all its calls, or of those of an attack; after a finished one
+    all begins anew."""
+    expected, decoded, calls, attacking = undisturbed
     moments, killed, runs, stages = random.Random(0), 0, 1, Counter()
-    while killed < KILLS or (len(stages) < 3 and killed < 3 * KILLS):
+    while killed < KILLS:
         folder = tmp_path / str(runs)
-        last = moments.randint(1, decoded if killed < 8 else (calls - decoded) // 2)  # what is decoded is so but once
-        status = server.wait(server.start("run", folder, last))
+        in_attack = killed % 3 == 2 and killed > 8  # what is decoded is so but once
+        most = decoded if killed < 8 else attacking // 4 if in_attack else (calls - decoded) // 2
+        status = server.wait(server.start("run", folder, moments.randint(1, most), in_attack))
         if status == -signal.SIGKILL:
             killed += 1
             stages.update(_stage(folder))

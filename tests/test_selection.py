@@ -117,7 +117,7 @@ def test_the_study_has_all_panels_of_the_same_cells(p):
         ({"tasks": "sd"}, "at least three tasks"),
         ({"surrogate": p.encoder}, "another encoder"),
         ({"surrogate": "vgg"}, "timm/<name>"),
-        ({"size": 24}, "multiple of 16"),
+        ({"size": 20}, "multiple of 8"),
     ):
         with pytest.raises(ValueError, match=message):
             parameters.check({**p.model_dump(), **values}, parameters.RQ4)
