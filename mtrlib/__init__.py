@@ -6,8 +6,8 @@ the product; this package is the thin library under them.
 
 import os
 
-# Read by OpenMP as PyTorch loads, so import this package first: threads that wait give their core back. Beside other
-# programs on the machine, threads that spin make training several times slower.
+# Read by OpenMP as PyTorch loads, so import this package first: threads that wait give their core back. What that is
+# worth depends on the machine: `benchmarks/busy.py` measures it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.1.0"
