@@ -19,9 +19,10 @@ import time
 from functools import partial
 from pathlib import Path
 
-from mtrlib import attacks, evaluation, machine, models, training  # before PyTorch: see mtrlib
+from mtrlib import attacks, machine, models, training
 from mtrlib.data import Dataset, load
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
+from mtrlib.store import evaluation  # before PyTorch: see mtrlib
 from mtrlib.tasks import TASKS
 
 # isort: split

@@ -19,8 +19,9 @@ import attack_cost
 import pandas as pd
 import torch
 
-from mtrlib import attacks, evaluation, machine, models, training
+from mtrlib import attacks, machine, models, training
 from mtrlib.specs import DataSpec, ModelSpec
+from mtrlib.store import evaluation
 
 TASKS, STEPS = "sd", 10
 

@@ -26,9 +26,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from mtrlib import data, evaluation, machine, models  # before PyTorch: see mtrlib
+from mtrlib import data, machine, models
 from mtrlib.data import cache
 from mtrlib.specs import AttackSpec
+from mtrlib.store import evaluation  # before PyTorch: see mtrlib
 
 # isort: split
 import numpy as np

@@ -31,8 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtrlib import attacks, evaluation, machine, models, training
+from mtrlib import attacks, machine, models, training
 from mtrlib.specs import DataSpec, ModelSpec
+from mtrlib.store import evaluation
 
 EPS, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 25
 

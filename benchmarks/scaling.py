@@ -22,8 +22,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mtrlib import attacks, evaluation, machine, models, published, training
+from mtrlib import attacks, machine, models, training
+from mtrlib.claims import published
 from mtrlib.specs import DataSpec, ModelSpec
+from mtrlib.store import evaluation
 from mtrlib.tasks import canonical
 
 BASE = {"size": 64, "images": 32, "tasks": "sdDn", "attacked": "s", "steps": 10, "encoder": "resnet18_small"}

@@ -114,14 +114,16 @@ def check_data(options: argparse.Namespace) -> int:
 
 
 def page(options: argparse.Namespace) -> int:
-    from mtrlib import machine, report
+    from mtrlib import machine
+    from mtrlib.batch import report
 
     sys.stdout.write(f"{report.write(machine.folder(Path(machine.expanded(options.folder)), 'results'))}\n")
     return 0
 
 
 def release(options: argparse.Namespace) -> int:
-    from mtrlib import batch, machine, released
+    from mtrlib import batch, machine
+    from mtrlib.store import released
 
     needs = batch.needs(_read(options), options.precision)
     path = machine.folder(machine.place(options.results), "the results", made=True) / "errors.parquet"
@@ -133,7 +135,8 @@ def release(options: argparse.Namespace) -> int:
 
 
 def plan(options: argparse.Namespace) -> int:
-    from mtrlib import batch, cost
+    from mtrlib import batch
+    from mtrlib.batch import cost
 
     needs = batch.needs(_read(options), options.precision)
     table = cost.estimate(needs)
@@ -170,7 +173,8 @@ def _read(options: argparse.Namespace) -> dict[str, dict]:
 def _job(options: argparse.Namespace, kind: str, *of: str) -> int:
     """One job on a GPU of its own, where there is one, with a line at its start and its end; where the store has what
     that takes, with how long all that is left would take one job after another."""
-    from mtrlib import batch, cost, machine
+    from mtrlib import batch, machine
+    from mtrlib.batch import cost
 
     values = _read(options)
     store = str(next(iter(values.values())).get("store"))  # before parameters are checked, since that asks CUDA

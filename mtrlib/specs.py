@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from mtrlib import attacks, data, encoders, machine
+from mtrlib import attacks, data, machine
 from mtrlib.data import NAMES
+from mtrlib.models import encoders
 from mtrlib.tasks import Task, parse
-from mtrlib.weights import known, task_weights
 
 # Part of every key. To be raised when a field of a specification comes to mean something else; what the code makes of a
 # specification is watched by the store, which keeps the results of each code apart (`sources`).
@@ -26,6 +26,39 @@ Tasks = Annotated[str, AfterValidator(parse)]
 Norm = Literal["linf", "l2"]
 Precision = Literal["float32", "bfloat16"]
 Optimizer = Literal["adamw", "sgd"]
+
+
+FIXED = ("uniform", "published")
+# Those of torchjd that need no choice of which task counts more or less; with its defaults, but for what has none.
+AGGREGATORS = (
+    "AlignedMTL",
+    "CAGrad",
+    "ConFIG",
+    "DualProj",
+    "ExcessMTL",
+    "GradDrop",
+    "GradVac",
+    "IMTLG",
+    "Mean",
+    "MGDA",
+)
+AGGREGATORS += ("PCGrad", "Random", "Sum", "UPGrad")
+WEIGHTS = (*FIXED, "gradnorm", *AGGREGATORS)
+
+
+def known(weights: str) -> str:
+    """The name of a scheme, or weights of one's own, one a task, such as "1.0:0.1"; ValueError for anything else."""
+    if weights in WEIGHTS or (":" in weights and all(_positive(part) for part in weights.split(":"))):
+        return weights
+    allowed = f"one of {', '.join(WEIGHTS)}, or positive numbers such as 1.0:0.1"
+    raise ValueError(f"Parameter weights should be {allowed}. Found weights = {weights!r}.")
+
+
+def _positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False
 
 
 def key_of(content: dict[str, Any]) -> str:
@@ -85,7 +118,7 @@ class ModelSpec(Spec):
     tasks : letters of the tasks it learns; the first is the main one.
     encoder : one of `encoders.ENCODERS`, or "timm/<name>".
     pretrained : begin from the weights that timm has for its network; for "timm/<name>" only.
-    weights : how the task losses are weighted, one of `weights.WEIGHTS`, or numbers, one a task, such as "1.0:0.1".
+    weights : how the task losses are weighted, one of `WEIGHTS`, or numbers, one a task, such as "1.0:0.1".
     seed : of the first weights and the order of the images.
     optimizer : "adamw", or "sgd" with Nesterov's momentum (the supplement names SGD and its momentum only).
     epochs, batch_size, learning_rate, momentum, weight_decay : of the optimizer; momentum is Adam's first beta.
@@ -121,8 +154,8 @@ class ModelSpec(Spec):
             )
         if self.pretrained and not self.encoder.startswith(encoders.TIMM):
             raise ValueError(f"pretrained should be false for {self.encoder}: only timm/<name> has trained weights")
-        if self.weights == "published" or ":" in self.weights:
-            task_weights(self.weights, self.tasks)  # refuses tasks without published weights, and too many numbers
+        if ":" in self.weights and self.weights.count(":") != len(self.tasks) - 1:
+            raise ValueError(f"weights should have one number a task of {self.tasks!r}. Found {self.weights!r}.")
         return self
 
     @property

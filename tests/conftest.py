@@ -4,8 +4,8 @@ import oracles
 import pytest
 import torch
 
-from mtrlib.data import rooms
-from mtrlib.data.scenes import CENTRE, CLASS, HALF, PAINTED, TURN
+from mtrlib import rooms
+from mtrlib.rooms.scenes import CENTRE, CLASS, HALF, PAINTED, TURN
 from mtrlib.specs import DataSpec, ModelSpec
 
 # With `--no-loadscope-reorder` these begin first, so that no process is left alone with one of them at the end.

@@ -27,11 +27,12 @@ from PIL import Image
 from raw_png import chunk, raw_png
 from tqdm import tqdm
 
-from mtrlib import batch, data, machine, models, parameters
+from mtrlib import batch, data, machine, models
 from mtrlib.data import decoding
+from mtrlib.studies import parameters
 from mtrlib.tasks import parse
 
-OURS = Path(parameters.__file__).parent
+OURS = Path(data.__file__).parents[1]
 SIDE = 16
 quick = settings(
     max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)

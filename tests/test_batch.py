@@ -18,15 +18,18 @@ import yaml
 
 import mtrlib
 from mtrlib import __main__ as command_line
-from mtrlib import batch, cost, machine, parameters
-from mtrlib.encoders import ENCODERS
-from mtrlib.selection import forward_operations
+from mtrlib import batch, machine
+from mtrlib.batch import cost
+from mtrlib.models.encoders import ENCODERS
 from mtrlib.specs import DataSpec, ModelSpec
+from mtrlib.studies import parameters
+from mtrlib.studies.selection import forward_operations
 
 REPOSITORY = Path(mtrlib.__file__).parents[1]
 RQ1 = "rq1_auxiliary_tasks"
 READS_THE_STORE = """
-from mtrlib import parameters, studies
+from mtrlib.studies import parameters
+from mtrlib import studies
 from mtrlib.store import Store
 p = parameters.check(globals(), parameters.RQ1)
 plan = studies.plan(Store(p.store), studies.rq1(p))
@@ -38,7 +41,7 @@ import importlib.abc, importlib.util, os, sys, time
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "mtrlib.training":
+        if name != "mtrlib.training.fitting":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -390,7 +393,7 @@ def test_marks_follow_the_store(place, ran):
 def test_sources_and_notebooks_are_part_of_what_ran_and_of_no_model(place, monkeypatch):
     found = needs(place)
     before = batch.jobs(found)
-    monkeypatch.setattr(batch, "_library", lambda: "another")
+    monkeypatch.setattr("mtrlib.batch.tier._library", lambda: "another")
     after = batch.jobs(found)
     assert after["trained"] == before["trained"]
     assert after["evaluated"] == before["evaluated"]

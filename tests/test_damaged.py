@@ -17,6 +17,7 @@ from mtrlib import data, sealed, training
 from mtrlib.data import cache
 from mtrlib.specs import AttackSpec, DataSpec, Evaluation, ModelSpec
 from mtrlib.store import FORMAT, Store
+from mtrlib.training import fitting
 
 SMALL = {"encoder": "resnet18_tiny", "images": 16, "epochs": 2, "batch_size": 8}
 SPEC = ModelSpec(data=DataSpec(size=16), tasks="sd", **SMALL)
@@ -153,7 +154,7 @@ def test_what_is_set_aside_twice_keeps_both(tmp_path):
 @pytest.fixture
 def stopped(tmp_path, monkeypatch):
     """A function of a specification: the folder of its training, stopped after two of three epochs."""
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 0.0)
     one_epoch = training.epoch_losses
 
     def stops(*arguments):
@@ -163,10 +164,10 @@ def stopped(tmp_path, monkeypatch):
 
     def stop(spec: ModelSpec) -> Path:
         folder = tmp_path / spec.key
-        monkeypatch.setattr(training, "epoch_losses", stops)
+        monkeypatch.setattr(fitting, "epoch_losses", stops)
         with pytest.raises(KeyboardInterrupt):
             training.fit(spec, rooms(), folder)
-        monkeypatch.setattr(training, "epoch_losses", one_epoch)
+        monkeypatch.setattr(fitting, "epoch_losses", one_epoch)
         return folder
 
     return stop

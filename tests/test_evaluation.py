@@ -5,9 +5,9 @@ import warnings
 import pytest
 import torch
 
-from mtrlib import data, evaluation
+from mtrlib import data
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
-from mtrlib.store import Store
+from mtrlib.store import Store, evaluation
 from mtrlib.tasks import TASKS
 
 ATTACK = AttackSpec(tasks="sd", steps=5, images=12)

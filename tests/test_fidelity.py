@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from mtrlib import attacks, data, fidelity, metrics, models
-from mtrlib.fidelity import CHANGES, trajectory
-from mtrlib.published import findings
+from mtrlib import attacks, data, metrics, models
+from mtrlib.claims import printed
 from mtrlib.specs import AttackSpec
+from mtrlib.studies import fidelity
+from mtrlib.studies.fidelity import CHANGES, changes, trajectory
 
 LINF = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 5}
 
@@ -184,7 +185,7 @@ def test_heads_by_position_are_swapped_where_the_order_differs():
 @pytest.mark.parametrize("name", ["pgd", "wgd"])
 def test_measured_points_are_those_of_the_library(name):
     """The best point and the clean image, valid pixels: what `evaluation.errors` measures."""
-    from mtrlib import evaluation
+    from mtrlib.store import evaluation
 
     rooms = data.load("rooms", tasks="sd", split="test", size=16, limit=40)
     model = models.build("resnet18_small", "sd", classes=len(rooms.class_names), seed=0).eval().requires_grad_(False)
@@ -202,7 +203,7 @@ def test_measured_points_are_those_of_the_library(name):
 
 def test_tasks_are_those_that_the_model_was_built_with():
     """A depth that its data set defines by squared loss and absolute error is attacked and measured as such."""
-    from mtrlib import evaluation
+    from mtrlib.store import evaluation
 
     rooms = data.load("rooms", tasks="sd", split="test", size=16, limit=8)
     defined = rooms.tasks | {"d": replace(rooms.tasks["d"], loss_name="squared", error_name="absolute error")}
@@ -234,7 +235,7 @@ def test_errors_of_all_pixels_count_what_has_no_label():
     mask = torch.tensor([[[True, True], [True, False]]])
     rows = {
         (row["task"], row["counted"]): row
-        for row in fidelity._measure(model, torch.zeros(1, 3, 2, 2), targets, {"s": mask, "d": mask}, names)
+        for row in changes._measure(model, torch.zeros(1, 3, 2, 2), targets, {"s": mask, "d": mask}, names)
     }
     assert rows["d", "masked"]["error"].tolist() == [1.0]
     assert rows["d", "all"]["error"].tolist() == [(3 * 1 + 9) / 4]
@@ -256,17 +257,17 @@ def test_a_change_that_does_not_exist_is_refused(images):
 
 def test_five_cells_of_the_xception_are_those_of_the_resnet_152():
     """Two tables of different networks, of 25 cells each: the pairs whose heads fail to load by position."""
-    found = findings.equal_cells().set_index(["main", "auxiliary"])
+    found = printed.equal_cells().set_index(["main", "auxiliary"])
     assert list(found.index) == [("d", "s"), ("D", "s"), ("D", "n"), ("E", "s"), ("E", "n")]
     assert found.single.all()
     assert found.joint.all()
     assert (found.clean | found.clean_times_100).all()
     for one, two in (("2", "3"), ("2", "5"), ("3", "4"), ("3", "6"), ("5", "6")):
-        assert findings.equal_cells(one, two).empty, "no other tables have a cell in common"
+        assert printed.equal_cells(one, two).empty, "no other tables have a cell in common"
 
 
 def test_wgd_and_pgd_differ_where_they_are_one_attack():
-    found = findings.wgd_on_one_task().set_index("main")
+    found = printed.wgd_on_one_task().set_index("main")
     assert found.wgd_over_pgd.round(1).to_dict() == {"s": 1.1, "d": 2.4, "D": 2.4, "n": 1.7, "E": 4.0}
     assert (found.wgd_over_pgd_supplement > 1.1).all(), "eps = 8/255 does not explain it"
     assert (found.wgd_twice - 1).abs().max() < 0.005
@@ -274,19 +275,19 @@ def test_wgd_and_pgd_differ_where_they_are_one_attack():
 
 
 def test_the_same_models_are_more_vulnerable_in_the_supplement():
-    found = findings.table_1a_again()
+    found = printed.table_1a_again()
     assert (found[found.main != "s"]["mean"] > 1.2).all()
     assert (found[found.main == "s"]["mean"] < 1).all()
     assert found.cells.sum() == 25 + 20
 
 
 def test_what_follows_from_the_printed_tables():
-    found = findings.follows().set_index("number")
+    found = printed.follows().set_index("number")
     verdicts = found.verdict
-    assert list(verdicts[verdicts == findings.DOES_NOT].index) == ["1.3", "3.4", "4.3"]
-    assert list(verdicts[verdicts == findings.FOLLOWS].index) == ["1.2", "1.5", "3.1", "3.2", "3.3", "4.2"]
-    assert list(verdicts[verdicts == findings.FIGURES].index) == ["1.1", "1.4", "1.6", "2.1", "2.3"]
-    assert list(verdicts[verdicts == findings.STATED].index) == ["4.1"]
+    assert list(verdicts[verdicts == printed.DOES_NOT].index) == ["1.3", "3.4", "4.3"]
+    assert list(verdicts[verdicts == printed.FOLLOWS].index) == ["1.2", "1.5", "3.1", "3.2", "3.3", "4.2"]
+    assert list(verdicts[verdicts == printed.FIGURES].index) == ["1.1", "1.4", "1.6", "2.1", "2.3"]
+    assert list(verdicts[verdicts == printed.STATED].index) == ["4.1"]
     assert found.computed["4.1"] == "printed as r = 0.55, p = 0.004"
     assert found.computed["1.2"] == "11 of 20 cells less vulnerable (single), 16 of 20 cells less vulnerable (joint)"
     assert found.computed["1.3"].endswith("s 0, d 1, D 2, n 4, E 4")

@@ -23,8 +23,10 @@ from matplotlib.figure import Figure
 from oracles import script
 from safetensors import safe_open
 
-import mtrlib.tables
-from mtrlib import data, figures, machine, published, report, sealed
+from mtrlib import data, figures, machine, sealed
+from mtrlib.batch import report
+from mtrlib.claims import published
+from mtrlib.metrics.tables import write as write_tables
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.store import Store
 
@@ -45,11 +47,13 @@ import torch
 torch.set_num_threads(1)
 from collections import Counter
 from pathlib import Path
-from mtrlib import data, evaluation, training
+from mtrlib import data, training
+from mtrlib.store import evaluation
 from mtrlib.store import Store
 from oracles import run_cells
 from test_killed import ATTACKS, MODELS, WRITERS, notebook_values
-training.SAVE_EVERY = 0.0
+from mtrlib.training import fitting
+fitting.SAVE_EVERY = 0.0
 fit, measure = training.fit, evaluation.errors
 
 def run(folder, last, attacks=False):
@@ -119,8 +123,11 @@ def write(folder, name, last, limit):
         sys.addaudithook(opened)
     WRITERS[name](folder)
 
-import matplotlib.pyplot, torch._dynamo, mtrlib.data.decoding, mtrlib.data.folder, mtrlib.data.rooms  # imported late
-from mtrlib import figures, parameters, studies, tables
+# Imported late otherwise.
+import matplotlib.pyplot, torch._dynamo, mtrlib.data.decoding, mtrlib.data.folder, mtrlib.rooms.rendering
+from mtrlib import figures, studies
+from mtrlib.metrics import tables
+from mtrlib.metrics.tables import write as write_tables
 MODELS[0].data.tasks
 training.optimizer_of(MODELS[0], dict(training.build(MODELS[0], MODELS[0].data.tasks).named_parameters()))
 print(0, flush=True)  # ready
@@ -366,7 +373,8 @@ def test_papermill_and_its_kernel_are_killed_and_the_next_ones_end_with_the_same
 def results(folder: Path) -> None:
     """A small folder of results but for its page."""
     claims = published.claims("RQ3")[["claim"]].assign(measured="x: 1 [0, 2]", verdict=list(report.SIGNS))
-    mtrlib.tables.write(folder, "rq3", verdicts=claims.assign(**{"printed tables": ""}).reset_index(names="number"))
+    rows = claims.assign(**{"printed tables": ""}).reset_index(names="number")
+    write_tables(folder, "rq3", verdicts=rows)
     figure = Figure()
     figure.subplots().plot([0, 1])
     figures.write(folder, "rq3", pgd=figure)

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from mtrlib.data import casting, labels, rooms
-from mtrlib.data.scenes import CLASS, COLOUR, HALF, PAINTED, TEXTURE
+from mtrlib import rooms
+from mtrlib.rooms import casting, labels
+from mtrlib.rooms.scenes import CLASS, COLOUR, HALF, PAINTED, TEXTURE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

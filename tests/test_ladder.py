@@ -5,9 +5,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from mtrlib import claims, ladder, machine, metrics, parameters, rungs, studies, tables
-from mtrlib.fidelity import CHANGES, TITLES
+from mtrlib import claims, machine, metrics, studies
+from mtrlib.metrics import tables
 from mtrlib.store import Store
+from mtrlib.studies import parameters
+from mtrlib.studies.fidelity import CHANGES, TITLES, ladder, rungs
 
 TINY = {"size": 16, "train_images": 32, "epochs": 2, "test_images": 8, "panel_images": 8, "steps": 3}
 

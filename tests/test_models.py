@@ -5,10 +5,11 @@ import torch
 from torch import nn
 from torchvision.models import resnet
 
-from mtrlib import attacks, encoders, evaluation, models
+from mtrlib import attacks, models
 from mtrlib.data import Dataset
+from mtrlib.models import encoders
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
-from mtrlib.store import Store
+from mtrlib.store import Store, evaluation
 from mtrlib.tasks import TASKS, Task
 
 

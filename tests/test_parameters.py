@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from mtrlib import batch, data, machine, parameters
-from mtrlib.data import rooms
+from mtrlib import batch, data, machine, rooms
 from mtrlib.specs import DataSpec
 from mtrlib.store import Store
+from mtrlib.studies import parameters
 
 PARAMETERS = machine.root() / "params"
 

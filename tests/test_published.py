@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtrlib import published
+from mtrlib.claims import published
 from mtrlib.tasks import TASKS, Task
 
 

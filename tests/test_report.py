@@ -12,7 +12,11 @@ import nbformat
 import pandas as pd
 import pytest
 
-from mtrlib import batch, figures, machine, published, report, rungs, tables
+from mtrlib import batch, figures, machine
+from mtrlib.batch import report
+from mtrlib.claims import published
+from mtrlib.metrics import tables
+from mtrlib.studies.fidelity import rungs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

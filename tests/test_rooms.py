@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mtrlib.data import labels, rooms
+from mtrlib import rooms
+from mtrlib.rooms import labels, rendering
 from mtrlib.tasks import TASKS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,7 +124,7 @@ def test_targets_have_their_shapes_and_ranges(dataset):
 
 def test_the_first_five_targets_stay_what_models_were_trained_on():
     """Sum and sum of squares of six rooms of 32 pixels, as measured before the other targets were there."""
-    images, targets = rooms._rendered("train", 32, 6, 3)
+    images, targets = rendering._rendered("train", 32, 6, 3)
     expected = {
         "s": (13385.0, 64599.0),
         "d": (3878.138480901718, 2455.02051189137),
@@ -139,8 +140,10 @@ def test_the_first_five_targets_stay_what_models_were_trained_on():
 
 def rendered(chunk=None, size=32):
     """Images and all targets of six rooms, without what is kept in memory."""
-    images, targets = rooms._rendered.__wrapped__("train", size, 6, 3, chunk)
-    further = {x: rooms._further.__wrapped__(x, "train", size, 6, 3, chunk) for x in rooms.TASKS if x not in targets}
+    images, targets = rendering._rendered.__wrapped__("train", size, 6, 3, chunk)
+    further = {
+        x: rendering._further.__wrapped__(x, "train", size, 6, 3, chunk) for x in rooms.TASKS if x not in targets
+    }
     return {"image": images, **targets, **further}
 
 

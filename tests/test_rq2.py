@@ -5,9 +5,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from mtrlib import claims, machine, marginal, parameters, studies, tables, theory
+from mtrlib import claims, machine, studies
+from mtrlib.metrics import tables, theory
 from mtrlib.specs import AttackSpec
 from mtrlib.store import Store
+from mtrlib.studies import cells, marginal, parameters
 
 
 @pytest.fixture
@@ -214,7 +216,7 @@ def test_gradients_of_a_model_do_not_depend_on_the_batch_and_the_expansion_holds
     frames = []
     for eps in (8.0, 0.05):
         attack = AttackSpec(tasks="sd", eps_255=eps, step_size_255=eps / 4, steps=12, images=7)
-        rows = studies._with_attacked_losses(store.errors(tiny, attack), type("E", (), {"attack": attack}))
+        rows = cells._with_attacked_losses(store.errors(tiny, attack), type("E", (), {"attack": attack}))
         frames.append(rows[rows.task == "s"].assign(panel="linf", setting=eps))
     found = marginal.expansion(store, tiny, pd.concat(frames), 7).set_index("eps_255")
     assert abs(found["first over measured"][0.05] - 1) < 0.05

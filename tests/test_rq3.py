@@ -9,9 +9,12 @@ import torch
 import yaml
 from oracles import errors_of
 
-from mtrlib import attacks, claims, evaluation, machine, masking, parameters, studies, tables, weights
+from mtrlib import attacks, claims, machine, studies
+from mtrlib.metrics import tables
 from mtrlib.specs import AttackSpec, ModelSpec
-from mtrlib.store import Store
+from mtrlib.store import Store, evaluation
+from mtrlib.studies import masking, parameters
+from mtrlib.training import weights
 
 
 @pytest.fixture

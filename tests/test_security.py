@@ -14,9 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import mtrlib
-from mtrlib import data, training, weights
+from mtrlib import data, training
 from mtrlib.data import description
 from mtrlib.specs import ModelSpec
+from mtrlib.training import fitting, weights
 
 SOURCES = sorted(Path(mtrlib.__file__).parent.rglob("*.py"))
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib", "cloudpickle"}
@@ -75,7 +76,7 @@ class Hostile:
 
 def test_a_hostile_state_to_resume_from_does_nothing(tiny, tmp_path, monkeypatch):
     """With a right checksum, which anybody can compute."""
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 0.0)
     spec = ModelSpec(**{**dict(tiny), "weights": "GradVac", "epochs": 1})
     rooms = data.load("rooms", tasks="sd", split="train", size=16, limit=8)
     training.fit(spec, rooms, tmp_path)
@@ -86,7 +87,7 @@ def test_a_hostile_state_to_resume_from_does_nothing(tiny, tmp_path, monkeypatch
     state["balance/aggregator"] = torch.frombuffer(bytearray((tmp_path / "hostile").read_bytes()), dtype=torch.uint8)
     with safe_open(path, "pt") as file:
         about = {name: file.metadata()[name] for name in ("spec", "history")}
-    training.save(path, state, {**about, "sha256": training._digest(state, about)})
+    training.save(path, state, {**about, "sha256": fitting._digest(state, about)})
     with pytest.warns(UserWarning, match="resume.safetensors is damaged .*plain values only; nothing in it was run"):
         history = training.fit(spec, rooms, tmp_path)
     assert not written.exists()

@@ -5,9 +5,11 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtrlib import claims, machine, metrics, parameters, published, selection, studies, training
+from mtrlib import claims, machine, metrics, studies, training
+from mtrlib.claims import published
 from mtrlib.specs import DataSpec, ModelSpec
 from mtrlib.store import Store
+from mtrlib.studies import parameters, selection
 
 
 @pytest.fixture

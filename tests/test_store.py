@@ -96,7 +96,7 @@ def test_errors_are_tidy_and_computed_once(tiny, tmp_path, monkeypatch):
     attacked = errors[errors.task == "s"]
     assert (attacked.adversarial_loss >= attacked.clean_loss).all()
     assert attacked.adversarial_loss.mean() > attacked.clean_loss.mean()
-    monkeypatch.setattr("mtrlib.evaluation.errors", lambda *_, **__: pytest.fail("attacked again"))
+    monkeypatch.setattr("mtrlib.store.evaluation.errors", lambda *_, **__: pytest.fail("attacked again"))
     pd.testing.assert_frame_equal(Store(tmp_path).errors(tiny, ATTACK), errors)
     assert store.has_errors(tiny, ATTACK)
     assert not store.has_errors(tiny, ATTACK, epoch=1)

@@ -4,7 +4,9 @@ import pytest
 import yaml
 from oracles import errors_of
 
-from mtrlib import claims, machine, parameters, studies, tables
+from mtrlib import claims, machine, studies
+from mtrlib.metrics import tables
+from mtrlib.studies import parameters
 
 
 @pytest.fixture

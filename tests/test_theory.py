@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mtrlib import attacks, theory
+from mtrlib import attacks
+from mtrlib.metrics import theory
 
 EPS = 0.01
 

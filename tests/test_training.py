@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from mtrlib import data, training
 from mtrlib.specs import ModelSpec
+from mtrlib.training import fitting
 
 # Trains the model of each folder again and again, each time in a process of its own that kills itself at a moment of
 # the list: before a step of an epoch, or in the middle of a file, counted from where it goes on. The last one does not.
@@ -20,10 +21,11 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 torch.set_num_threads(1)
-from mtrlib import data, training
+from mtrlib import data
 from mtrlib.specs import ModelSpec
-training.SAVE_EVERY = 0.0
-steps, write = training.epoch_losses, Path.write_bytes
+from mtrlib.training import fitting
+fitting.SAVE_EVERY = 0.0
+steps, write = fitting.epoch_losses, Path.write_bytes
 
 def fit(spec, rooms, folder, what, where):
     written = []
@@ -38,8 +40,8 @@ def fit(spec, rooms, folder, what, where):
             write(path, content[: len(content) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
         return write(path, content)
-    training.epoch_losses, Path.write_bytes = epoch_losses, write_bytes
-    training.fit(spec, rooms, folder)
+    fitting.epoch_losses, Path.write_bytes = epoch_losses, write_bytes
+    fitting.fit(spec, rooms, folder)
 
 for folder, text in json.loads(sys.argv[1]).items():
     spec = ModelSpec.model_validate_json(text)
@@ -145,7 +147,7 @@ def test_a_gradient_that_is_not_finite_stops_with_its_place(tiny, tmp_path, monk
         model.get_parameter(where).register_hook(infinite)
         return model
 
-    monkeypatch.setattr(training, "build", broken)
+    monkeypatch.setattr(fitting, "build", broken)
     name = "encoder" if "encoder" in where else "decoder of task d"
     with pytest.raises(FloatingPointError, match=f"The gradient of the {name} is (inf|nan) in epoch 2, step 2 of"):
         training.fit(tiny, rooms(tiny), tmp_path)

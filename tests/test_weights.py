@@ -3,9 +3,10 @@ import hashlib
 import pytest
 import torch
 
-from mtrlib import data, models, training, weights
+from mtrlib import data, models, specs, training
 from mtrlib.specs import ModelSpec
 from mtrlib.tasks import TASKS
+from mtrlib.training import fitting, weights
 
 
 def test_uniform_weights_sum_to_one_and_published_ones_put_the_main_task_first():
@@ -22,8 +23,8 @@ def test_uniform_weights_sum_to_one_and_published_ones_put_the_main_task_first()
 def test_a_specification_refuses_weights_that_do_not_exist(tiny):
     with pytest.raises(ValueError, match="UPGrad"):
         ModelSpec(data=tiny.data, tasks="sd", weights="none")
-    with pytest.raises(ValueError, match="Published weights exist"):
-        ModelSpec(data=tiny.data, tasks="sdn", weights="published")
+    with pytest.raises(ValueError, match="one number a task of 'sd'"):
+        ModelSpec(data=tiny.data, tasks="sd", weights="1.0:0.5:0.1")
 
 
 def equilibrium(norms, losses, alpha) -> torch.Tensor:
@@ -148,7 +149,7 @@ def test_what_begins_as_uniform_weights_has_their_gradients(name):
         assert found[parameter].stride() == uniform[parameter].stride()
 
 
-@pytest.mark.parametrize("name", weights.AGGREGATORS)
+@pytest.mark.parametrize("name", specs.AGGREGATORS)
 def test_every_aggregator_sets_finite_gradients_of_its_own(name):
     torch.manual_seed(0)
     uniform, found = gradients("uniform"), gradients(name)
@@ -174,7 +175,7 @@ def test_upgrad_does_not_work_against_any_task():
 @pytest.mark.parametrize("name", ["published", "gradnorm", "UPGrad", "PCGrad", "GradVac", "ExcessMTL"])
 def test_an_interrupted_training_ends_with_the_same_bytes(tiny, tmp_path, monkeypatch, name):
     """PCGrad draws random numbers, GradVac and ExcessMTL keep averages, GradNorm its weights and first losses."""
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 0.0)
     spec = ModelSpec(**{**dict(tiny), "weights": name, "epochs": 4})
     rooms = data.load("rooms", tasks="sd", split="train", size=16, limit=24)
     training.fit(spec, rooms, tmp_path / "whole")
@@ -185,10 +186,10 @@ def test_an_interrupted_training_ends_with_the_same_bytes(tiny, tmp_path, monkey
             raise KeyboardInterrupt
         return whole_epoch(*arguments)
 
-    monkeypatch.setattr(training, "epoch_losses", stops)
+    monkeypatch.setattr(fitting, "epoch_losses", stops)
     with pytest.raises(KeyboardInterrupt):
         training.fit(spec, rooms, tmp_path / "cut")
-    monkeypatch.setattr(training, "epoch_losses", whole_epoch)
+    monkeypatch.setattr(fitting, "epoch_losses", whole_epoch)
     history = training.fit(spec, rooms, tmp_path / "cut")
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
     digests = {

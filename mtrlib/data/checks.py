@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mtrlib import data
-from mtrlib.data import decoding
+from mtrlib.data import decoding, loading
+from mtrlib.data.dataset import SPLITS
 from mtrlib.data.decoding import Arrays, Source
 from mtrlib.tasks import Task, distinct
 
@@ -41,17 +41,17 @@ def check(name: str, root: str | Path, letters: str | None = None) -> pd.DataFra
     ------
     ValueError : for a root or a description that cannot be read at all.
     """
-    if name not in (named := [each for each in data.NAMES if each != "rooms"]):
+    if name not in (named := [each for each in loading.NAMES if each != "rooms"]):
         allowed = ", ".join(named)
         raise ValueError(f"Parameter name should be one of {allowed}, a data set with files. Found name = {name!r}.")
-    defined = data.tasks(name, root)
+    defined = loading.tasks(name, root)
     chosen = "".join(defined) if letters is None else letters
     rows = []
-    for split in data.SPLITS:
+    for split in SPLITS:
         sources, faults = {}, {}
         for letter in chosen:
             try:
-                sources[letter] = data.source(name, root, letter, split, None)
+                sources[letter] = loading.source(name, root, letter, split, None)
             except ValueError as error:
                 faults[letter] = str(error)
         if not sources:  # nothing at all: one reason will do

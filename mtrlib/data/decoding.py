@@ -21,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mtrlib.data import Dataset, cache
+from mtrlib.data import cache
+from mtrlib.data.dataset import Dataset
 from mtrlib.progress import bar
 from mtrlib.tasks import Task
 

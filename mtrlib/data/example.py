@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from mtrlib import machine, sealed
-from mtrlib.data import description, load
+from mtrlib.data import description
+from mtrlib.data.loading import load
 
 CLASSES = {"floor": "floor", "wall": "wall", "ceiling": "ceiling"}  # of rooms -> here; everything else is a thing
 MARK = "# Written by mtrlib.data.write_example"

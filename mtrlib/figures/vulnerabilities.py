@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, NullLocator
 
-from mtrlib import tables
 from mtrlib.figures.style import STYLE, closed, colour, letters_of, marker_of, named, task_legend
+from mtrlib.metrics import tables
 from mtrlib.tasks import TASKS, Task
 
 

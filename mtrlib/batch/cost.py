@@ -1,0 +1,146 @@
+"""What a run will cost, before it is started: operations of the convolutions, and seconds where the store has records.
+
+An estimate: a training step counts as three forward passes, a step of an attack as two (Square's queries as one), and
+every decoder is counted, also where an attack runs fewer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+
+import pandas as pd
+
+from mtrlib import machine
+from mtrlib.batch.tier import Needs, unattacked, untrained
+from mtrlib.specs import AttackSpec, ModelSpec
+from mtrlib.store import Store
+
+# Operations at 64 x 64 pixels of each encoder, of a decoder that goes with it, and of each channel that this gives. At
+# other sizes they are as many for each pixel. Models need not be built to know what they cost, which takes seconds.
+_OPERATIONS = {
+    "resnet18": (296_091_648, 130_547_712, 2_359_296),
+    "resnet50": (667_287_552, 143_130_624, 2_359_296),
+    "resnet152": (1_879_441_408, 143_130_624, 2_359_296),
+    "wide_resnet50_2": (1_860_567_040, 143_130_624, 2_359_296),
+    "xception_small": (281_911_296, 34_304_000, 393_216),
+    "resnet18_small": (479_920_128, 201_326_592, 2_359_296),
+    "resnet50_small": (995_819_520, 251_658_240, 2_359_296),
+    "wide_resnet50_2_small": (2_824_536_064, 251_658_240, 2_359_296),
+    "resnet18_tiny": (30_326_784, 12_582_912, 589_824),
+    "resnet50_tiny": (62_570_496, 15_728_640, 589_824),
+}
+
+
+def estimate(needs: Needs) -> pd.DataFrame:
+    """What is left to do for each model.
+
+    Returns
+    -------
+    One row a model, in the order of `needs.models`: key, tasks, encoder, weights, seed, trained (whether it is),
+    attacks, attacked (how many of them were run), images (to train on; NaN where their number is not known before the
+    data are read), image_operations (of the whole training, an image), attack_operations (that are left), seconds (that
+    the rest takes, at the rate of the store's records of this encoder and size on a device like this one, else of all
+    records on it; NaN without any).
+    """
+    rates, rate, images = _records(needs.store)
+    rows = []
+    for key, spec in needs.models.items():
+        wanted = needs.evaluations.get(key, [])
+        left = unattacked(needs, [key])
+        forward, trained = operations(spec), not untrained(needs, [key])
+        number = spec.images or images.get((spec.data, None), float("nan"))
+        an_image = 3.0 * forward * spec.epochs
+        to_train = 0.0 if trained else an_image * number
+        to_attack = float(sum(forward * e.attack.images * _passes(e.attack) for e in left))
+        about = {name: getattr(spec, name) for name in ("tasks", "encoder", "weights", "seed")}
+        rows.append(
+            {
+                "key": key,
+                **about,
+                "trained": trained,
+                "attacks": len(wanted),
+                "attacked": len(wanted) - len(left),
+                "images": number,
+                "image_operations": an_image,
+                "attack_operations": to_attack,
+                "seconds": (to_train + to_attack) / rates.get(_kind(spec), rate),
+            }
+        )
+    columns = (
+        "key tasks encoder weights seed trained attacks attacked images image_operations attack_operations seconds"
+    )
+    return pd.DataFrame(rows, columns=columns.split())
+
+
+def summary(needs: Needs, table: pd.DataFrame) -> str:
+    """The estimate in a few lines of plain text; `table` as `estimate` gives it."""
+    number = f"{len(needs.parameters)} notebook{'s' * (len(needs.parameters) > 1)}"
+    lines = [
+        f"{number}: {len(table)} models, {table.trained.sum()} of them trained already; "
+        f"{table.attacks.sum()} attacks on them, {table.attacked.sum()} of them run already."
+    ]
+    new = table[~table.trained.astype(bool)]
+    train, attack = (new.image_operations * new.images).sum() / 1e15, table.attack_operations.sum() / 1e15
+    lines.append(f"Left: about {train:.3g} PFLOP to train and {attack:.3g} PFLOP to attack.")
+    unknown = new[new.images.isna()]
+    if len(unknown):
+        lines.append(
+            f"To train {len(unknown)} of the models on all images of their data, whose number is not known before they "
+            f"are read: about {unknown.image_operations.sum() / 1e12:.3g} PFLOP more for each 1,000 images."
+        )
+    device = _device(machine.processor())
+    if table.seconds.isna().all() and len(table):
+        lines.append(f"Seconds unknown: the store has no model that was trained on {device}.")
+    else:
+        hours = table.seconds.sum() / 3600
+        lines.append(f"About {hours:.2g} hours of jobs one after another, at the rate of the store's on {device}.")
+    return "\n".join(lines)
+
+
+def operations(spec: ModelSpec) -> int:
+    """As `selection.forward_operations` counts them, at once for the encoders of `encoders.ENCODERS`."""
+    if spec.encoder not in _OPERATIONS:
+        from mtrlib.studies.selection import forward_operations
+
+        return forward_operations(spec)
+    encoder, decoder, channel = _OPERATIONS[spec.encoder]
+    defined = spec.data.tasks
+    channels = sum(defined[letter].channels for letter in spec.tasks)
+    return (encoder + decoder * len(spec.tasks) + channel * channels) * spec.data.size**2 // 64**2
+
+
+def _passes(attack: AttackSpec) -> int:
+    """Forward passes that an attack on one image is worth, and the two that measure it."""
+    steps = 1 if attack.name == "fgsm" else attack.steps
+    return attack.restarts * steps * (1 if attack.name == "square" else 2) + 2
+
+
+def _records(store: Store) -> tuple[dict[tuple, float], float, dict[tuple, int]]:
+    """Operations a second by kind of model and of all, on devices like this one; images of each data set used."""
+    device = _device(machine.processor())
+    sums: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    images = {}
+    for path in sorted(store.path.glob("models/*/*/record.json")):
+        record = json.loads(path.read_text())
+        try:
+            spec = ModelSpec.model_validate_json(json.dumps(record["spec"]))
+        except ValueError:  # written by another version
+            continue
+        images[spec.data, spec.images] = record["images"]
+        if _device(record["written_by"]["device"]) == device and record["seconds"] > 0:
+            done = 3.0 * operations(spec) * record["images"] * spec.epochs
+            for kind in (_kind(spec), ()):
+                sums[kind][0] += done
+                sums[kind][1] += record["seconds"]
+    rates = {kind: done / seconds for kind, (done, seconds) in sums.items()}
+    return rates, rates.get((), float("nan")), images
+
+
+def _kind(spec: ModelSpec) -> tuple:
+    return spec.encoder, spec.data.size, spec.precision
+
+
+def _device(described: str) -> str:
+    """Without the number of threads: "cpu (x86_64, 2 threads)" -> "cpu (x86_64)"."""
+    return described.rsplit(",", 1)[0] + ")"

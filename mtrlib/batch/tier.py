@@ -1,0 +1,279 @@
+"""The library's side of the batch engine: what the notebooks of a folder of parameters need, each thing once, as jobs.
+
+`workflow/Snakefile` runs the jobs. They may be killed, retried or started twice: the store's locks decide who computes,
+and what the store has is not computed again. What Snakemake sees of the store are marks, empty files named by content:
+
+    <store>/batch/trained/<name>      the models of one job are trained
+    <store>/batch/evaluated/<name>    all attacks on them were run
+    <store>/batch/ran/<notebook>-<digest>
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+import mtrlib
+from mtrlib import data, machine, sealed, studies
+from mtrlib.specs import Evaluation, ModelSpec
+from mtrlib.store import Store
+from mtrlib.studies.fidelity import ladder
+from mtrlib.studies.parameters import RQ1, RQ2, RQ3, RQ4, Fidelity, NewDataset, Parameters, Tour, check
+
+# Each notebook's parameters, and the study that says what it needs; those without one run at the end.
+NOTEBOOKS: dict[str, tuple[type[Parameters], Callable[[Any], list[studies.Cell]] | None]] = {
+    "tour": (Tour, None),
+    "rq1_auxiliary_tasks": (RQ1, studies.rq1),
+    "rq2_marginal_vulnerability": (RQ2, studies.rq2),
+    "rq3_task_weights": (RQ3, studies.rq3),
+    "rq4_task_selection": (RQ4, studies.rq4),
+    "fidelity": (Fidelity, ladder.trained),
+    "new_dataset": (NewDataset, studies.new_dataset),
+}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What notebooks need.
+
+    Attributes
+    ----------
+    parameters : of each notebook.
+    uses : the keys of each notebook's models.
+    models : by key, in the order of their first use.
+    evaluations : of all notebooks, by the key of the attacked model.
+    store : where all is kept.
+    """
+
+    parameters: dict[str, Parameters]
+    uses: dict[str, list[str]]
+    models: dict[str, ModelSpec]
+    evaluations: dict[str, list[Evaluation]]
+    store: Store
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job: its kind ("trained", "evaluated" or "ran"), the file that marks its end, the keys of its models or the
+    name of its notebook, and the marks that it waits for."""
+
+    kind: str
+    mark: Path
+    of: tuple[str, ...]
+    after: tuple[Path, ...]
+
+
+def read(folder: str | Path, notebooks: Iterable[str] | None = None) -> dict[str, dict]:
+    """The parameters files of a folder, unchecked, by the name of their notebook; `notebooks` takes some of them."""
+    folder = machine.folder(machine.place(folder), "the parameters")
+    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    chosen = list(files) if notebooks is None else list(notebooks)
+    if not chosen or set(chosen) - set(files):
+        found, allowed = ", ".join(chosen) or "none", ", ".join(files)
+        raise ValueError(f"Notebooks should be out of those with a file in {folder}: {allowed}. Found {found}.")
+    if unknown := set(chosen) - set(NOTEBOOKS):
+        raise ValueError(f"Files in {folder} should be named as one of {', '.join(NOTEBOOKS)}. Found {unknown}.")
+    return {name: _values(files[name]) for name in chosen}
+
+
+def needs(values: dict[str, dict], precision: str = "auto") -> Needs:
+    """What notebooks need, each thing once.
+
+    Parameters
+    ----------
+    values : as `read` gives them; checked as the notebooks check them.
+    precision : taken for "auto", so that jobs on other machines mean the same models; "auto" is this machine's.
+    """
+    precision = machine.precision() if precision == "auto" else precision
+    parameters, uses, models, evaluations = {}, {}, {}, {}
+    for name, given in values.items():
+        kind, study = NOTEBOOKS[name]
+        resolved = {"precision": precision} if given.get("precision") == "auto" else {}
+        try:
+            if given.get("example") is True and given.get("data") == "folder":  # as its notebook does before its check
+                root = machine.place(given.get("root"))
+                data.write_example(root, given.get("train_images") or 256, given.get("test_images"))
+            parameters[name] = check({**given, **resolved}, kind)
+        except ValueError as error:
+            raise ValueError("\n".join(f"{name}.yaml: {line}" for line in str(error).splitlines())) from None
+        cells = study(parameters[name]) if study else []
+        keys = {spec: spec.key for spec in studies.models(cells)}
+        uses[name] = list(keys.values())
+        models |= {key: spec for spec, key in keys.items() if key not in models}
+        for evaluation in studies.evaluations(cells):
+            evaluations.setdefault(keys[evaluation.model], {})[evaluation] = None
+    kept = {}
+    for name in ("store", "released"):
+        kept[name] = {getattr(p, name) for p in parameters.values()}
+        if len(kept[name]) > 1:
+            found = ", ".join(sorted(kept[name]))
+            raise ValueError(f"Parameter {name} should be the same in all files. Found {found}.")
+    store = Store(*kept["store"], released=kept["released"].pop(), precision=precision)
+    evaluations = {key: list(found) for key, found in evaluations.items()}
+    return Needs(parameters, uses, models, evaluations, store)
+
+
+def jobs(needs: Needs, pack: int = 1) -> dict[str, list[Job]]:
+    """All jobs by kind; up to `pack` models are trained, and attacked, in one job, one after another.
+
+    They depend on parameters, notebooks and sources alone, not on what the store has already.
+    """
+    keys = list(needs.models)
+    packs = [tuple(keys[start : start + pack]) for start in range(0, len(keys), pack)]
+    trained = [Job("trained", _mark(needs, "trained", chosen), chosen, ()) for chosen in packs]
+    mark_of = {key: job.mark for job in trained for key in job.of}
+    evaluated, ran = [], []
+    for chosen in packs:
+        if found := [e for key in chosen for e in needs.evaluations.get(key, [])]:
+            used = [*chosen, *(e.source.key for e in found if e.source is not None)]
+            after = dict.fromkeys(mark_of[key] for key in used)
+            evaluated.append(Job("evaluated", _mark(needs, "evaluated", chosen), chosen, tuple(after)))
+    for name, (_, study) in NOTEBOOKS.items():
+        if name in needs.parameters:
+            used = set(needs.uses[name]) if study else set(keys)
+            after = tuple(job.mark for job in (*trained, *evaluated) if used & set(job.of))
+            ran.append(Job("ran", _mark(needs, "ran", (name,)), (name,), after))
+    return {"trained": trained, "evaluated": evaluated, "ran": ran}
+
+
+def renew(needs: Needs, wanted: dict[str, list[Job]]) -> None:
+    """Make the marks say what there is, whoever computed it or took it away: in the store, or of executed notebooks."""
+    for kind, missing in (("trained", untrained), ("evaluated", unattacked)):
+        for job in wanted[kind]:
+            if missing(needs, job.of):
+                job.mark.unlink(missing_ok=True)
+            elif not job.mark.exists():
+                _touch(job.mark)
+    for job in wanted["ran"]:
+        if not paths(needs, *job.of)[0].exists():
+            job.mark.unlink(missing_ok=True)
+
+
+def untrained(needs: Needs, keys: Iterable[str]) -> list[str]:
+    """The keys of the models that the store lacks."""
+    return [key for key in keys if not needs.store.has_model(needs.models[key])]
+
+
+def unattacked(needs: Needs, keys: Iterable[str]) -> list[Evaluation]:
+    """The evaluations of these models that the store lacks."""
+    found = [e for key in keys for e in needs.evaluations.get(key, [])]
+    return [e for e in found if not needs.store.has_errors(e.model, e.attack, e.epoch, e.source)]
+
+
+def train(needs: Needs, keys: Iterable[str] = ()) -> None:
+    """Train the models of these keys (of none: all) that the store lacks."""
+    studies.train_models(needs.store, [needs.models[key] for key in _known(needs, keys)])
+
+
+def evaluate(needs: Needs, keys: Iterable[str] = ()) -> None:
+    """Run the attacks on the models of these keys (of none: all) that the store lacks."""
+    studies.attack(needs.store, unattacked(needs, _known(needs, keys)))
+
+
+def title(needs: Needs, kind: str, of: Iterable[str]) -> str:
+    """A job in words, such as "train sd, resnet18, seed 0 (3 of 38 models)": the place counts models as `plan` lists
+    them, or notebooks."""
+    if kind == "notebook":
+        (name,), names = of, list(needs.parameters)
+        return f"notebook {name} ({names.index(name) + 1} of {len(names)} notebooks)" if name in names else name
+    keys, chosen = list(needs.models), [key for key in of if key in needs.models] or list(needs.models)
+    specs = [needs.models[key] for key in chosen[:4]]
+    weights = {spec.key: "" if spec.weights == "uniform" else f", {spec.weights}" for spec in specs}
+    named = [f"{spec.tasks}, {spec.encoder}{weights[spec.key]}, seed {spec.seed}" for spec in specs]
+    numbers = [str(keys.index(key) + 1) for key in chosen[:4]]
+    more = f" and {len(chosen) - 4} more" if len(chosen) > 4 else ""
+    return f"{kind} {'; '.join(named)}{more} ({', '.join(numbers)}{more} of {len(keys)} models)"
+
+
+def paths(needs: Needs, name: str) -> tuple[Path, Path]:
+    """Where a notebook comes to lie, and where it is while it runs, or stays after it failed."""
+    folder = machine.place(needs.parameters[name].output)
+    return folder / f"{name}.ipynb", folder / f"{name}.partial.ipynb"
+
+
+def notebook(needs: Needs, name: str) -> Path:
+    """Run a notebook and mark it. It moves to its place when its last cell, the sentinel, has outputs.
+
+    Raises RuntimeError of one line where that cell has none, and where a cell fails.
+    """
+    if name not in needs.parameters:
+        raise ValueError(f"Parameter name should be one of {', '.join(needs.parameters)}. Found name = {name}.")
+    import nbformat
+    import papermill  # takes long to import
+    from nbconvert import HTMLExporter
+
+    finished, partial = paths(needs, name)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    mark = _mark(needs, "ran", (name,))
+    with FileLock(partial.with_name(f".{name}.lock")):
+        if mark.exists() and finished.exists():  # by a job of a killed engine that went on
+            return finished
+        source = machine.root() / "notebooks" / f"{name}.ipynb"
+        values = needs.parameters[name].model_dump()
+        try:
+            done = papermill.execute_notebook(source, partial, values, progress_bar=False)
+        except papermill.PapermillExecutionError as error:
+            told = " ".join(f"{error.ename}: {error.evalue}".split())
+            raise RuntimeError(f"{partial} has failed in a cell: {told}") from error
+        if not [cell for cell in done.cells if cell.cell_type == "code"][-1].outputs:
+            raise RuntimeError(f"The last cell of {partial} has no outputs: the notebook did not get to its end.")
+        places = {"input_path": source, "output_path": finished}  # not where this machine keeps them
+        done.metadata.papermill.update({key: os.path.relpath(at, machine.root()) for key, at in places.items()})
+        nbformat.write(done, partial)
+        os.replace(partial, finished)
+        sealed.write(finished.with_suffix(".html"), HTMLExporter().from_notebook_node(done)[0].encode())
+        _touch(mark)
+    return finished
+
+
+def _values(path: Path) -> dict:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} should hold names and values. Found {values!r}.")
+    return values
+
+
+def _known(needs: Needs, keys: Iterable[str]) -> tuple[str, ...]:
+    chosen = tuple(keys) or tuple(needs.models)
+    if unknown := set(chosen) - set(needs.models):
+        raise ValueError(f"Keys should be of models that these parameters need, see plan. Found {', '.join(unknown)}.")
+    return chosen
+
+
+def _mark(needs: Needs, kind: str, of: tuple[str, ...]) -> Path:
+    folder = needs.store.path / "batch" / kind
+    if kind == "trained":
+        return folder / (of[0] if len(of) == 1 else _digest(*of))
+    if kind == "evaluated":
+        return folder / _digest(*(e.key for key in of for e in needs.evaluations.get(key, [])))
+    values = needs.parameters[of[0]].model_dump_json()
+    cells = json.loads((machine.root() / "notebooks" / f"{of[0]}.ipynb").read_text())["cells"]
+    return folder / f"{of[0]}-{_digest(values, _library(), *(''.join(cell['source']) for cell in cells))}"
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+@cache
+def _library() -> str:
+    folder = Path(mtrlib.__file__).parent
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".csv"))
+    return _digest(*(f"{path.relative_to(folder)}\0{path.read_text(encoding='utf-8')}" for path in files))
+
+
+def _touch(mark: Path) -> None:
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()

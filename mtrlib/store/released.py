@@ -1,0 +1,174 @@
+"""The errors of a tier, in one sealed file: with it every table, figure and verdict comes out again without training.
+
+The file is a Parquet table that pandas reads as it is: the errors table (one row an image, model, attack and evaluated
+task), with the key of each evaluation and its whole specification as JSON. In its metadata, under "mtrlib", are the
+records of the models (specification, history, seconds, what wrote them), the other tables that the notebooks read
+(gradients, what the published code does), and the digests of the code that computed it all (`sources`).
+
+Released errors are the record of the version that made them, so they are found by specification, whatever the code.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtrlib import sealed
+from mtrlib.specs import Evaluation, ModelSpec, key_of
+from mtrlib.store import sources
+
+if TYPE_CHECKING:
+    from mtrlib.store.store import Store
+
+MEASURED = ["task", "image_id", "clean_error", "adversarial_error", "clean_loss", "adversarial_loss"]
+
+
+class Released:
+    """What a file of released errors holds; nothing without a file.
+
+    Parameters
+    ----------
+    path : the file, as `write` writes it, or None.
+    any_precision : find what was computed in another precision of convolutions, too.
+
+    Raises
+    ------
+    ValueError : for a file that is missing, damaged or no file of released errors.
+    """
+
+    def __init__(self, path: Path | None = None, any_precision: bool = False):
+        self.path, self.any_precision = path, any_precision
+        self._records: dict[str, dict] = {}
+        self._tables: dict[str, tuple[pd.DataFrame, Any]] = {}
+        self.code: dict[str, str] = {}
+        if path is None:
+            return
+        if not path.is_file():
+            raise ValueError(f'Parameter released should be a file of released errors, or "" for none. Found {path}.')
+        try:
+            stored = pq.read_table(io.BytesIO(sealed.read(path)))
+            said = json.loads(stored.schema.metadata[b"mtrlib"])
+            self.code = said["code"]
+            self._records = {self._name("model", record["spec"]): record for record in said["models"]}
+            self._add("errors", stored.select(["specification", *MEASURED]).to_pandas())
+            for kind, content in said["tables"].items():
+                self._add(kind, pd.read_parquet(io.BytesIO(base64.b64decode(content))))
+        except (pa.ArrowException, LookupError, TypeError, json.JSONDecodeError) as error:
+            raise sealed.Damaged(path, f"it is no file of released errors ({error})") from error
+
+    def record(self, spec: ModelSpec) -> dict | None:
+        """As `Store.record`; None for a model that is not in it."""
+        return self._records.get(self._name("model", spec.model_dump(mode="json"))) if self._records else None
+
+    def has(self, kind: str, about: dict) -> bool:
+        """Whether the table of this kind and specification is in it."""
+        return bool(self._tables) and self._name(kind, about) in self._tables
+
+    def table(self, kind: str, about: dict) -> pd.DataFrame | None:
+        """The table as it was measured; None for one that is not in it."""
+        if not self.has(kind, about):
+            return None
+        rows, places = self._tables[self._name(kind, about)]
+        rows = rows.take(places).reset_index(drop=True)
+        return rows if kind == "errors" else rows.dropna(axis=1, how="all")  # columns that only others have
+
+    def changed(self) -> list[str]:
+        """The parts of the code that have changed since."""
+        now = sources.digests(part for part in self.code if part in sources.PARTS)
+        return [part for part, digest in self.code.items() if now.get(part) != digest]
+
+    def sentence(self) -> str:
+        """What it is and what wrote it, in one line, and where the code has changed since; "" without a file."""
+        if self.path is None:
+            return ""
+        written = [record["written_by"] for record in self._records.values()]
+        by = " and ".join(dict.fromkeys(f"{each['mtrlib']} at {each['commit']}" for each in written))
+        precisions = " and ".join(dict.fromkeys(record["spec"]["precision"] for record in self._records.values()))
+        text = f"Released errors of {len(self._records)} models, computed by mtrlib {by}, convolutions in {precisions}."
+        if changed := self.changed():
+            text += f" Since then the code of {', '.join(changed)} has changed: what it gives now may differ."
+        return text
+
+    def _add(self, kind: str, rows: pd.DataFrame) -> None:
+        content = rows.drop(columns="specification")
+        for about, places in rows.groupby("specification", sort=False).indices.items():
+            self._tables[self._name(kind, json.loads(about))] = content, places
+
+    def _name(self, kind: str, about: dict) -> str:
+        return key_of({"kind": kind, "of": _without_precision(about) if self.any_precision else about})
+
+
+def write(
+    path: Path, store: Store, models: Iterable[ModelSpec], evaluations: Iterable[Evaluation]
+) -> tuple[int, int, int]:
+    """Write the released errors of models and evaluations that a store has, and all other tables that it has of these
+    models.
+
+    Returns
+    -------
+    The numbers of models, evaluations and other tables.
+
+    Raises
+    ------
+    ValueError : where the store lacks some of them.
+    """
+    models, evaluations = list(models), list(evaluations)
+    untrained = sum(not store.has_model(spec) for spec in models)
+    missing = sum(not store.has_errors(e.model, e.attack, e.epoch, e.source) for e in evaluations)
+    if untrained or missing or not evaluations:
+        raise ValueError(
+            f"The store {store.path} should have {len(models)} models and {len(evaluations)} attacks on them. It lacks "
+            f"{untrained} and {missing}: run `make batch` for this tier first."
+        )
+    records = [store.record(spec) for spec in models]
+    frames, tables, code = [], {}, {}
+    for e in evaluations:
+        rows = store.errors(e.model, e.attack, e.epoch, source=e.source)
+        frames.append(rows.assign(key=e.key, specification=_json(e.model_dump(mode="json"))))
+    keys = {spec.key for spec in models}
+    for kind, about, rows, by in store.others():
+        if {key_of(spec) for spec, _ in about["of"]} <= keys:
+            tables.setdefault(kind, []).append(rows.assign(specification=_json(about)))
+            code |= by
+    for record in records:
+        code |= record["code"]
+    code |= sources.digests(["attacks"])
+    said = {
+        "code": code,
+        "models": records,
+        "tables": {kind: _parquet(pd.concat(rows, ignore_index=True)) for kind, rows in sorted(tables.items())},
+    }
+    content = pa.Table.from_pandas(pd.concat(frames, ignore_index=True), preserve_index=False)
+    content = content.replace_schema_metadata({**(content.schema.metadata or {}), "mtrlib": json.dumps(said)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with sealed.locked(path.with_name(f".{path.name}.lock")):
+        sealed.seal(path, _bytes(content))
+    return len(models), len(evaluations), sum(map(len, tables.values()))
+
+
+def _parquet(rows: pd.DataFrame) -> str:
+    return base64.b64encode(_bytes(pa.Table.from_pandas(rows, preserve_index=False))).decode()
+
+
+def _bytes(content: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(content, buffer, compression="zstd", dictionary_pagesize_limit=2**25)
+    return buffer.getvalue()
+
+
+def _json(content: dict) -> str:
+    return json.dumps(content, sort_keys=True)
+
+
+def _without_precision(content):
+    if isinstance(content, dict):
+        return {name: _without_precision(value) for name, value in content.items() if name != "precision"}
+    return [_without_precision(each) for each in content] if isinstance(content, list) else content
