@@ -14,7 +14,7 @@ from mtrlib import batch, machine
 
 SMOKE = yaml.safe_load((machine.root() / "params" / "smoke" / "rq1_auxiliary_tasks.yaml").read_text())
 CELL = "\n".join(f"{name} = {value!r}" for name, value in SMOKE.items())
-CHECK = "from mtrlib import parameters\np = parameters.check(globals(), parameters.RQ1)"
+CHECK = "from mtrlib.studies import parameters\np = parameters.check(globals(), parameters.RQ1)"
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def run(capsys):
         result = shell.run_cell(source)
         return result.error_before_exec or result.error_in_exec, capsys.readouterr().out
 
-    one("from mtrlib import kernel\nkernel.faults_in_one_line()")
+    one("from mtrlib.studies import kernel\nkernel.faults_in_one_line()")
     one(CELL)
     assert one(CHECK)[0] is None
     yield one

@@ -39,8 +39,8 @@ def folder(tmp_path):
     claims = published.claims("RQ3")[["claim", "printed_evidence"]].rename(
         columns={"printed_evidence": "printed tables"}
     )
-    rows = claims.assign(measured=["pgd: 90% [80%, 95%]; apgd: <b>1</b> [0, 2]", "", "x: 1 [0, 2]", ""])
-    rows["verdict"] = list(report.SIGNS)
+    rows = claims.assign(measured=["pgd: 90% [80%, 95%]; apgd: <b>1</b> [0, 2]", "", "x: 1 [0, 2]", "", "", ""])
+    rows["verdict"] = [*report.SIGNS, "open", "open"]
     tables.write(tmp_path, "rq3", verdicts=rows.reset_index(names="number"))
     figure, axis = plt.subplots()
     axis.plot([0, 1])
@@ -64,7 +64,7 @@ def test_claims_stand_with_their_verdicts(folder):
     for number, claim in published.claims("RQ3").claim.items():
         assert f"{number} {claim}" in page
     for verdict, sign in report.SIGNS.items():
-        assert f"{sign} {verdict}: 1" in page
+        assert f"{sign} {verdict}: {3 if verdict == 'open' else 1}" in page
     assert "<li>pgd: 90% [80%, 95%]</li>" in page
     assert "&lt;b&gt;1&lt;/b&gt;" in page, "text of tables is text"
     assert "device cpu" in page or "device cuda" in page
@@ -72,11 +72,15 @@ def test_claims_stand_with_their_verdicts(folder):
 
 def test_the_finding_that_is_shown_is_one_that_decides(folder):
     table = pd.read_csv(folder / "rq3_verdicts.csv", dtype=str, keep_default_na=False)
-    findings = ["a: 1 [0, 2], asked: above 0: agrees", "b: 2 [1, 3], asked: above 4: disagrees", "c: 9 [8, 9]"]
+    findings = [
+        "a: 1 [0, 2], asked above 0: as claimed",
+        "b: 5 [4, 6], asked above 9: against the claim, does not decide",
+        "c: 2 [1, 3], asked above 4: against the claim",
+    ]
     table.loc[0, ["measured", "verdict"]] = ["; ".join(findings), "disagrees"]
     tables.write(folder, "rq3", verdicts=table)
     row = next(line for line in report.markdown(folder).split("\n") if line.startswith(f"| {table.number[0]} "))
-    assert row.endswith("| b: 2 [1, 3], asked: above 4 (1 of 3 findings) | ✗ disagrees |")
+    assert row.endswith("| c: 2 [1, 3], asked above 4: against the claim (1 of 3 findings) | ✗ disagrees |")
 
 
 def test_the_readme_shows_the_committed_results():

@@ -39,6 +39,14 @@ def test_the_pins_lie_in_the_ranges_of_the_package():
     assert all(r.specifier for r in wanted)
 
 
+def test_what_is_no_python_in_the_package_is_installed_with_it():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    files = [path for path in (ROOT / "mtrlib").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    data = [path for path in files if path.suffix != ".py"]
+    assert {"report.html", "claims.csv", "task_weights_supplement.csv"} <= {path.name for path in data}
+    assert [path for path in data if not any(path.match(pattern) for pattern in settings["package-data"]["*"])] == []
+
+
 def test_torch_and_torchvision_are_a_pair():
     """torchvision 0.(n + 14) goes with torch 2.n."""
     torch, vision = (int(re.match(r"\d+\.(\d+)", pins()[name])[1]) for name in ("torch", "torchvision"))

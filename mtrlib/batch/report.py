@@ -13,9 +13,10 @@ from nbconvert import HTMLExporter
 
 from mtrlib import sealed
 from mtrlib.claims import published
+from mtrlib.claims.judging import NOT_DECIDING, WORDS
 
 # What a verdict looks like: a sign beside the colour, for those who cannot tell colours apart.
-SIGNS = {"agrees": "✓", "disagrees": "✗", "cannot tell at this size": "?", "not measured here": "–"}
+SIGNS = {"agrees": "✓", "disagrees": "✗", "open": "?", "not measured here": "–"}
 
 
 _ENDS = ["claim", "definitions", "published behaviour", "stands under"]  # of the table of `rungs.ends`
@@ -78,8 +79,8 @@ def markdown(folder: Path) -> str:
     for path in sorted(folder.glob("rq*_verdicts.csv")):
         for claim in _claims(path):
             findings = claim["findings"] or ["-"]
-            deciding = [finding for finding in findings if finding.endswith(f": {claim['verdict']}")] or findings
-            first = deciding[0].removesuffix(f": {claim['verdict']}")
+            deciding = [f for f in findings if f": {WORDS.get(claim['verdict'])}" in f and not f.endswith(NOT_DECIDING)]
+            first = (deciding or findings)[0]
             more = f" (1 of {len(findings)} findings)" if len(findings) > 1 else ""
             verdict = f"{SIGNS[claim['verdict']]} {claim['verdict']}"
             lines.append(f"| {claim['number']} | {claim['claim']} | {first}{more} | {verdict} |")

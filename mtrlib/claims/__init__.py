@@ -1,32 +1,6 @@
-"""The paper: its claims and printed tables (`published`, `printed`), and from estimates to verdicts (`verdicts`)."""
+"""What the paper claims: its printed tables (`published`), its claims, and the verdicts on them from errors."""
 
-from mtrlib.claims.verdicts import (
-    AGREES,
-    CANNOT_TELL,
-    CHEAP,
-    DISAGREES,
-    LARGE,
-    NOT_CLAIMED,
-    NOTHING,
-    RELIABLE,
-    all_of,
-    correlates,
-    encoder,
-    equivalent,
-    every_helps,
-    falling,
-    governed,
-    growth,
-    more_vulnerable,
-    never_helps,
-    orders,
-    plateau,
-    sentence,
-    shares,
-    some_helps,
-    spread,
-    stronger,
-    summary,
-    surrogate,
-    verdict,
-)
+from mtrlib.claims.judging import AGREES, DISAGREES, NOT_MEASURED, OPEN, sentences, summary
+from mtrlib.claims.questions import findings
+
+__all__ = ["AGREES", "DISAGREES", "NOT_MEASURED", "OPEN", "findings", "sentences", "summary"]

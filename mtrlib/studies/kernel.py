@@ -17,7 +17,7 @@ from typing import Any
 NEAR = 0.75  # of two names, by difflib: "stpes" and "steps" are 0.8
 HERE = str(Path(__file__).parents[1])
 AGAIN = "run the cell with parameters.check again"
-_REFUSE = "__import__('mtrlib.kernel').kernel.refuse_changed()"
+_REFUSE = f"__import__({__name__!r}, fromlist=['refuse_changed']).refuse_changed()"
 
 
 def shell() -> Any:

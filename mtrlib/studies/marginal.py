@@ -14,12 +14,14 @@ import pandas as pd
 from scipy.stats import binomtest, rankdata
 
 from mtrlib import attacks, metrics
-from mtrlib.metrics import theory
+from mtrlib.claims import questions
+from mtrlib.metrics import estimates, theory
 from mtrlib.specs import ModelSpec
 from mtrlib.store import Store
 from mtrlib.tasks import canonical
 
 WEIGHTINGS = ("sum", "mean")
+HOLDS = 0.9  # share of the measured rise of all tasks from which on the first order holds
 
 
 def vulnerabilities(errors: pd.DataFrame, *, replicates: int = 1000) -> pd.DataFrame:
@@ -230,6 +232,35 @@ def predictions(
                 }
             )
     return pd.DataFrame(of_sets), pd.DataFrame(of_steps)
+
+
+def bounds(errors: pd.DataFrame, found: theory.Gradients, tasks: str) -> pd.DataFrame:
+    """Measured marginals less theorem 4's bound, at the budgets at which the first order gives at least `HOLDS` of the
+    measured rise of all tasks: the theorem is about the first order.
+
+    Parameters
+    ----------
+    errors : as `studies.run` gives it for `studies.rq2`, of the model whose gradients are `found`, and of one seed.
+    found, tasks : as in `predictions`, with gradients of all sets.
+
+    Returns
+    -------
+    As `estimates.uncertainty`, indexed by panel, setting, before and added; above 0 the bound is broken.
+    """
+    parts, place = {}, {letter: row for row, letter in enumerate(tasks)}
+    for (panel, setting), rows in errors[errors.panel.isin(["linf", "l2"])].groupby(["panel", "setting"], sort=False):
+        eps, sets = rows.eps_255.iloc[0] / 255, questions.vulnerabilities(rows, panel)
+        first = max(theory.first_order(found.joint[panel], eps))
+        if first < HOLDS * sets.value[canonical(tasks)]:
+            continue
+        (before, after), _ = questions.marginals(sets)
+        limits = [
+            theory.marginal_bound(found.norms[panel], [place[x] for x in b], place[added], eps, np.ones(len(tasks)))
+            for b, added in after.index
+        ]
+        excess = pd.DataFrame(after.to_numpy() - before.to_numpy(), after.index, after.columns)
+        parts[f"{panel}, eps {setting:g}/255"] = estimates.uncertainty(excess.sub(limits, axis=0))
+    return pd.concat(parts, names=["panel"]) if parts else pd.DataFrame()
 
 
 def agreement(steps: pd.DataFrame) -> pd.DataFrame:

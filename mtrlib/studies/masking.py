@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from mtrlib import attacks, metrics
-from mtrlib.claims import CANNOT_TELL, verdict
+from mtrlib.claims.verdicts import OPEN, verdict
 from mtrlib.specs import AttackSpec, ModelSpec
 from mtrlib.store import Store, evaluation
 from mtrlib.studies.parameters import RQ3
@@ -37,7 +37,7 @@ def checks(errors: pd.DataFrame, *, replicates: int = 1000) -> pd.DataFrame:
     -------
     One row a model and check: weights, tasks, check, stronger, weaker (their gains and names), difference with low and
     high (95 %, paired over images), asked (where the interval should lie) and result: "passes" where it lies there,
-    "fails" where it lies outside, else "cannot tell at this size". Asked is above minus 1 % of PGD's gain; of the loss
+    "fails" where it lies outside, else "open". Asked is above minus 1 % of PGD's gain; of the loss
     that saturates, within a tenth of the smaller budget's gain to both sides.
     """
     rows = []
@@ -75,7 +75,7 @@ def checks(errors: pd.DataFrame, *, replicates: int = 1000) -> pd.DataFrame:
 
 def _within(low: float, high: float, margin: float) -> str:
     inside, outside = -margin < low and high < margin, low > margin or high < -margin
-    return "passes" if inside else "fails" if outside else CANNOT_TELL
+    return "passes" if inside else "fails" if outside else OPEN
 
 
 def models(p: RQ3) -> list[ModelSpec]:

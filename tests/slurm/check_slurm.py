@@ -152,7 +152,8 @@ def test_a_tier_runs_on_two_gpus_and_a_cancelled_job_is_tried_again(slurm, tmp_p
         wait_for(training, 300, (tmp_path / "engine.log").read_text)
         (cancelled, *_) = training()
         subprocess.run(["scancel", cancelled], env=slurm, check=True)
-        assert engine.wait(timeout=1200) == 0, (tmp_path / "engine.log").read_text()
+        logs = (tmp_path / "store" / "batch" / "logs").glob("*.log")
+        assert engine.wait(timeout=1200) == 0, "\n".join(log.read_text()[-3000:] for log in logs)
     finally:
         if engine.poll() is None:
             engine.kill()

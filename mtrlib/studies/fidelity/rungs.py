@@ -12,7 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from mtrlib import claims, metrics
+from mtrlib import metrics
+from mtrlib.claims import verdicts as claims
 from mtrlib.figures.style import STYLE
 from mtrlib.metrics import tables
 from mtrlib.studies.fidelity import CHANGES, TITLES
@@ -72,7 +73,7 @@ def grid(climbed: pd.DataFrame, ladder: str) -> pd.DataFrame:
 
 def ends(climbed: pd.DataFrame) -> pd.DataFrame:
     """One row a claim: its verdict under the definitions and under all published behaviours, under which it stands
-    ("both", "definitions only", "published behaviour only", "neither", or "cannot tell at this size" where one of the
+    ("both", "definitions only", "published behaviour only", "neither", or "open" where one of the
     two verdicts is that), and the changes on each ladder that the verdict differs with from that without."""
     adding, undoing = (grid(climbed, ladder) for ladder in ("adding", "undoing"))
     words = {(True, True): "both", (True, False): "definitions only"}
@@ -87,9 +88,9 @@ def ends(climbed: pd.DataFrame) -> pd.DataFrame:
             )
             for name, line in (("adding", added), ("undoing", undoing.loc[claim]))
         }
-        unknown = claims.CANNOT_TELL in (defined, published)
+        unknown = claims.OPEN in (defined, published)
         row = {"claim": CLAIMS[claim], "definitions": defined, "published behaviour": published}
-        rows.append({**row, "stands under": claims.CANNOT_TELL if unknown else stands, **turns})
+        rows.append({**row, "stands under": claims.OPEN if unknown else stands, **turns})
     return pd.DataFrame(rows)
 
 
@@ -150,10 +151,10 @@ def verdict_grid(climbed: pd.DataFrame) -> Figure:
     """The verdict on each claim (rows) on each rung (columns), definitions left, all published behaviours right:
     above, changes come in by their order; below, in reverse, which is the ladder "undoing" read from right to left.
 
-    `climbed` is that of `climb`. A cell has a colour and a letter: A agrees, D disagrees, ? cannot tell at this size.
+    `climbed` is that of `climb`. A cell has a colour and a letter: A agrees, D disagrees, ? open.
     """
     looks = {claims.AGREES: ("A", "#0072B2", "white"), claims.DISAGREES: ("D", "#E69F00", "black")}
-    looks[claims.CANNOT_TELL] = ("?", "0.92", "0.35")
+    looks[claims.OPEN] = ("?", "0.92", "0.35")
     grids = {ladder: grid(climbed, ladder) for ladder in ("adding", "undoing")}
     names = list(CHANGES)
     with plt.rc_context(STYLE):

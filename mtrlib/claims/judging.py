@@ -1,0 +1,231 @@
+"""How a verdict is reached: from estimates with their errors to findings, by the rules of rules.csv.
+
+A rule compares an interval with what the claim asks. The interval of a share of cells lies between the cells that are
+surely so and those that are not surely not so: the tasks of the paper are all there are, not a sample.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from mtrlib.claims import published
+from mtrlib.metrics import estimates, tables
+from mtrlib.metrics.correlation import within
+
+AGREES, DISAGREES, OPEN = "agrees", "disagrees", "open"
+NOT_MEASURED = "not measured here"
+WORDS = {AGREES: "as claimed", DISAGREES: "against the claim", OPEN: OPEN}
+NOT_DECIDING = ", does not decide"
+COLUMNS = ["number", "where", "estimate", "low", "high", "asked", "decides", "verdict", "needs"]
+NEVER = "never at a sensible size"
+SEEDS, IMAGES = (2, 3, 5, 8, 12, 20, 30, 50), (1, 2, 4, 8, 16)  # sizes to hope for: trainings, times the images
+_POWER = float(norm.ppf(0.8))
+
+
+@cache
+def rules() -> pd.DataFrame:
+    """The rules by name: claim, what is measured, which cells count (lower or higher by more than the margin), unit,
+    and the side of the threshold that the claim says."""
+    with (files("mtrlib.claims") / "rules.csv").open() as file:
+        return pd.read_csv(file, dtype={"rule": str, "claim": str}, keep_default_na=False).set_index("rule")
+
+
+def decide(low: float, high: float, side: str, threshold: float) -> str:
+    """The verdict on a number between low and high that should be "above", "below", "at least" or "at most" a
+    threshold; a number that is just the threshold is neither above nor below it."""
+    if not low <= high + 1e-9:
+        return OPEN
+    low, high = low - threshold, high - threshold
+    low, high = (0.0 if abs(end) < 1e-9 else end for end in (low, high))
+    holds, fails = {
+        "above": (low > 0, high <= 0),
+        "below": (high < 0, low >= 0),
+        "at least": (low >= 0, high < 0),
+        "at most": (high <= 0, low > 0),
+    }[side]
+    return AGREES if holds else DISAGREES if fails else OPEN
+
+
+def shares(name: str, groups: dict[str, pd.DataFrame], *, decides: bool = True, images: int = 0) -> list[dict]:
+    """Findings on shares of cells, one a group of cells; Holm over the cells of all groups.
+
+    Parameters
+    ----------
+    name : of the rule.
+    groups : by where: rows as `estimates.compared` gives them, logarithms; a column `learned`, if there is one, says
+        which of them count.
+    images : how many each cell has, for what would close an open one.
+    """
+    rule, groups = rules().loc[name], {where: rows for where, rows in groups.items() if len(rows)}
+    counted = {where: rows[rows.learned] if "learned" in rows else rows for where, rows in groups.items()}
+    if not any(map(len, counted.values())):
+        return []
+    direction = -1 if rule.cells == "lower" else 1
+    threshold = direction * np.log1p(float(rule.margin))
+    judged = estimates.holm(pd.concat(counted), threshold)
+    findings = []
+    for where, rows in judged.groupby(level=0, sort=False):
+        sides = direction * rows.side.to_numpy()
+        points = direction * (rows.value - threshold).to_numpy() > 0
+        ends = (sides > 0).mean(), 1 - (sides < 0).mean()
+        told = decide(*ends, rule.side, float(rule.threshold))
+
+        def settled(size, rows=rows, points=points, sides=sides):
+            known = [_decided(row, threshold, len(judged), size) for row in rows.itertuples()]
+            now = np.where(sides != 0, sides, np.where(known, np.where(points, 1, -1), 0))
+            return decide((now > 0).mean(), 1 - (now < 0).mean(), rule.side, float(rule.threshold)) != OPEN
+
+        needs = _needs(settled, images) if told == OPEN else ""
+        left = groups[where][~groups[where].learned] if "learned" in rows else groups[where][:0]
+        about = f"{where}: {rule['what']}" + _left_out(left, groups[where])
+        findings.append(_finding(rule, about, points.mean(), *ends, decides, told, needs))
+    return findings
+
+
+def values(name: str, tables: dict[str, pd.DataFrame], *, decides: bool = True, images: int = 0) -> list[dict]:
+    """Findings on single numbers, one a table of one row (as `estimates.uncertainty` gives it; logarithms where the
+    rule's unit is "times"); Holm over all of them."""
+    rule, tables = rules().loc[name], {where: rows for where, rows in tables.items() if len(rows)}
+    if not tables:
+        return []
+    scale = np.log if rule.unit == "times" else float
+    back = np.exp if rule.unit == "times" else float
+    threshold = float(scale(float(rule.threshold)))
+    judged, findings = estimates.holm(pd.concat(tables), threshold), []
+    for where, row in zip(tables, judged.itertuples(), strict=True):
+        told = decide(row.low, row.high, rule.side, threshold) if row.side else OPEN
+        told = told if row.error > 0 or np.isnan(row.value) else decide(row.value, row.value, rule.side, threshold)
+
+        def settled(size, row=row):
+            return _decided(row, threshold, len(judged), size)
+
+        needs = _needs(settled, images) if told == OPEN else ""
+        numbers = (float(back(number)) for number in (row.value, row.low, row.high))
+        findings.append(_finding(rule, f"{where}: {rule['what']}", *numbers, decides, told, needs))
+    return findings
+
+
+def correlation(name: str, where: str, proxy: pd.Series, target: pd.Series, *, seeds: int, decides=True) -> list[dict]:
+    """A finding on the rank correlation within main tasks, pooled over them, by permutation within main tasks.
+
+    proxy, target : a number a cell, indexed by cells with a level `main`. The interval is the correlation less the
+    quantiles of what chance gives. One seed gives no verdict: its models' noise is in both.
+    """
+    rule, (value, chance) = rules().loc[name], within(proxy, target)
+    if np.isnan(value):
+        return []
+    ends = value - np.quantile(chance, [0.975, 0.025])
+    low, high = ends if seeds > 1 else (-1.0, 1.0)
+    low, high = max(low, -1.0), min(high, 1.0)
+    told = decide(low, high, rule.side, float(rule.threshold)) if seeds > 1 else OPEN
+    mains = target.index.get_level_values("main").nunique()
+    enough = mains * (np.quantile(chance, 0.975) / max(abs(value), 1e-9))  # the spread of chance falls with the cells
+    needs = "3 seeds" if seeds == 1 else f"{int(np.ceil(enough))} tasks" if enough <= 11 else NEVER
+    return [_finding(rule, f"{where}: {rule['what']}", value, low, high, decides, told, needs if told == OPEN else "")]
+
+
+def frame(findings: list[dict]) -> pd.DataFrame:
+    """Findings as a table with the columns of `COLUMNS`."""
+    return pd.DataFrame(findings, columns=COLUMNS)
+
+
+def verdict(findings: pd.DataFrame) -> str:
+    """The verdict on a claim: of its deciding findings one that disagrees is enough, and all have to agree."""
+    told = list(findings[findings.decides].verdict)
+    if not told:
+        return NOT_MEASURED
+    return DISAGREES if DISAGREES in told else OPEN if OPEN in told else AGREES
+
+
+def sentences(findings: pd.DataFrame, *numbers: str) -> str:
+    """The findings of some claims in words, a line each under the claim and its verdict; those that decide first."""
+    lines = []
+    for number in numbers:
+        rows = findings[findings.number == number]
+        lines.append(f"Claim {number}: {verdict(rows)}")
+        lines += [f"  {line}" for line in _lines(rows)]
+    return "\n".join(lines)
+
+
+def _lines(rows: pd.DataFrame) -> list[str]:
+    rows = rows.sort_values("decides", ascending=False, kind="stable")
+    return [f"{row.where}: {sentence(row)}" for row in rows.itertuples()]
+
+
+def sentence(row) -> str:
+    """The number of a finding with its interval, what is asked and the verdict, with what an open one needs."""
+    needs = "" if not row.needs else f" ({row.needs})" if row.needs == NEVER else f" (needs {row.needs})"
+    shown = "" if row.decides else NOT_DECIDING
+    return f"{numbers(row)}, asked {row.asked}: {WORDS[row.verdict]}{needs}{shown}"
+
+
+def numbers(row) -> str:
+    """The number of a finding and its interval, as text."""
+    if "%" in row.asked or row.asked in ("all", "none", "at least one"):
+        return f"{row.estimate:.0%}, surely {row.low:.0%} to {row.high:.0%}"
+    if not (np.isfinite(row.low) and np.isfinite(row.high)):
+        return f"{tables.number(row.estimate)}, of one training"
+    return f"{tables.number(row.estimate)} {tables.interval(row.low, row.high)}"
+
+
+def summary(findings: pd.DataFrame, rq: str) -> pd.DataFrame:
+    """One row a claim of a research question: number, claim, printed tables (what they say by themselves), measured
+    (its findings, separated by "; ") and the verdict."""
+    claims = published.claims(rq)
+    rows = [
+        {
+            "number": number,
+            "claim": claim.claim,
+            "printed tables": claim.printed_evidence,
+            "measured": "; ".join(_lines(findings[findings.number == number])),
+            "verdict": verdict(findings[findings.number == number]),
+        }
+        for number, claim in claims.iterrows()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _finding(rule, where, estimate, low, high, decides, told, needs) -> dict:
+    row = (rule.claim, where, estimate, low, high, _asked(rule), decides, told, needs)
+    return dict(zip(COLUMNS, row, strict=True))
+
+
+def _asked(rule) -> str:
+    """What the claim asks, as "below 95 %" or "above 1.5 times"."""
+    number = float(rule.threshold)
+    if rule.unit == "share":
+        whole = {("at least", 1.0): "all", ("at most", 0.0): "none", ("above", 0.0): "at least one"}
+        return whole.get((rule.side, number), f"{rule.side} {number:.0%}")
+    return f"{rule.side} {number:.3g}{' times' if rule.unit == 'times' else ''}"
+
+
+def _left_out(left: pd.DataFrame, rows: pd.DataFrame) -> str:
+    if left.empty:
+        return ""
+    cells = left.index.to_frame()
+    return f" ({len(left)} of {len(rows)} cells not learned, of main {', '.join(dict.fromkeys(cells.main))})"
+
+
+def _decided(row, threshold: float, family: int, size: tuple[int, int]) -> bool:
+    """Whether a study of so many seeds and times the images decides a row in 4 of 5 cases, if what is seen is true; of
+    one seed nobody knows: three first."""
+    seeds, times = size
+    if np.isinf(row.error):
+        return seeds >= 3
+    reach = (abs(row.value - threshold) / (norm.isf(0.025 / family) + _POWER)) ** 2
+    return seeds >= row.seeds and row.training * row.seeds / seeds + row.images / times < reach
+
+
+def _needs(settled, images: int) -> str:
+    """The smallest study that would close an open finding."""
+    for seeds, times in sorted(product(SEEDS, IMAGES), key=lambda size: (size[0] * size[1], size[0])):
+        if settled((seeds, times)):
+            more = f", {times * images} images" if images else f", {times} times the images"
+            return f"{seeds} seeds{more if times > 1 else ''}"
+    return NEVER

@@ -1,0 +1,365 @@
+"""What the paper claims, asked of an errors table: findings with their verdicts, claim by claim.
+
+Claims and their numbers: `published.claims`. Rules, thresholds and margins: rules.csv. The unit of every comparison is
+the log ratio of an image, log(adversarial / clean error).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import permutations
+
+import numpy as np
+import pandas as pd
+
+from mtrlib.claims import judging
+from mtrlib.claims.judging import shares, values
+from mtrlib.metrics import estimates
+from mtrlib.tasks import canonical
+
+PAPERS = ("resnet18", "resnet50", "xception_small", "wide_resnet50_2", "resnet152")  # the supplement's Tables 2 to 6
+LARGE = ("resnet50", "resnet152")  # the encoders of claim 1.5
+ADAPTIVE = (("apgd", "single"), ("apgd", "joint"), ("wgd", "joint"))  # WGD on one task is PGD
+SETS = ("panel", "setting", "attacked_tasks")
+
+
+def findings(notebook: str, errors: pd.DataFrame, **more: pd.DataFrame) -> pd.DataFrame:
+    """The findings of a notebook's claims, from the errors table of its study alone.
+
+    Parameters
+    ----------
+    notebook : "rq1" to "rq4", or the notebook's whole name.
+    errors : as `studies.run` gives it. Claims whose panels it lacks are left out. A column constant_error, the error of
+        the best constant predictor, says which cells were learned; without it all were.
+    more : of RQ2, `bounds`: what `rq2.bounds` gives, for Theorem 4, whose bound no errors table has.
+
+    Returns
+    -------
+    number, where, estimate with low and high, asked (what the claim says), decides, verdict ("agrees", "disagrees",
+    "open") and needs (what would close an open one). Shares lie in [0, 1]; what is asked in "times" is a ratio.
+    """
+    name = notebook.split("_")[0]
+    if name not in QUESTIONS:
+        raise ValueError(f"Parameter notebook should be one of {', '.join(QUESTIONS)}. Found notebook = {notebook!r}.")
+    return judging.frame(list(QUESTIONS[name](errors, **more)))
+
+
+def cells(errors: pd.DataFrame, panels: list[str] | None = None) -> tuple[pd.DataFrame, pd.Series]:
+    """Log ratios of the cells of some panels (all by default), and which of these were learned."""
+    chosen = errors if panels is None else errors[errors.panel.isin(panels)]
+    return estimates.estimates(chosen), estimates.learned(chosen)
+
+
+def against(frame: pd.DataFrame, known: pd.Series, same_models: bool = False, **baseline: str) -> pd.DataFrame:
+    """Each cell against its baseline (`estimates.beside`), with a column `learned`: both of them were."""
+    rows, base = estimates.beside(frame, **baseline)
+    both = known.reindex(rows.index).to_numpy(bool) & known.reindex(base.index).to_numpy(bool)
+    table = estimates.compared(rows[both], base[both], same_models=same_models)
+    return table.reindex(rows.index).assign(learned=both)
+
+
+def part(table: pd.DataFrame, **levels) -> pd.DataFrame:
+    """The rows of a frame whose index has these values."""
+    keep = np.ones(len(table), bool)
+    for level, value in levels.items():
+        keep &= table.index.get_level_values(level).isin(value if isinstance(value, list) else [value])
+    return table[keep]
+
+
+def by(table: pd.DataFrame, *levels: str, name: Callable[..., str] = lambda *of: ", ".join(map(str, of))) -> dict:
+    """The rows of each value of some levels, under what they are called."""
+    if table.empty:
+        return {}
+    return {name(*of): rows for of, rows in table.groupby(level=list(levels), sort=False)}
+
+
+def rq1(errors: pd.DataFrame) -> Iterator[dict]:
+    frame, known = cells(errors)
+    table = against(frame, known, auxiliary="")
+    main = by(part(table, panel="table"), "setting", "attacked")
+    norms = part(table, panel="norm")
+    yield from shares("1.1", by(part(norms, setting="l2, matched"), "setting", "attacked"))
+    yield from shares("1.1", by(part(norms, setting="l2, nominal"), "setting", "attacked"), decides=False)
+    yield from shares("1.2", main)
+    epochs = part(table, panel="epochs", attacked="single")
+    yield from shares("1.2", by(epochs, "setting", name=lambda n: f"after epoch {n:g}"), decides=False)
+    yield from shares("1.3", main)
+    budgets = part(table, panel="eps")
+    above = budgets[[setting > 4 for setting in budgets.index.get_level_values("setting")]]
+    yield from shares("1.4", by(above, "setting", "attacked", name=lambda n, how: f"eps {n:g}/255, {how}"))
+    yield from _growth(errors[errors.panel == "eps"])
+    large = part(table, panel="encoders", attacked="single")
+    decisive = large[[stands_for(name) in LARGE for name in large.index.get_level_values("setting")]]
+    yield from shares("1.5", by(decisive, "setting", name=encoder))
+    yield from shares("1.5", by(large.drop(decisive.index), "setting", name=encoder), decides=False)
+    yield from _steps(part(frame, panel="steps"), known)
+
+
+def rq2(errors: pd.DataFrame, bounds: pd.DataFrame | None = None) -> Iterator[dict]:
+    for panel in ("linf", "l2"):
+        sets = vulnerabilities(errors, panel)
+        if sets is None:
+            continue
+        steps, firsts = marginals(sets)
+        rises = estimates.compared(np.log(steps[1]), np.log(steps[0]), same_models=True)
+        yield from shares("2.1 rising", {f"{panel}, summed": rises})
+        yield from _orders(panel, rises)
+        if panel == "linf":
+            yield from _theory(steps, firsts, sets)
+    if bounds is not None and len(bounds):
+        yield from shares("2.2 bound", by(bounds, "panel"))
+    chains = vulnerabilities(errors, "chains")
+    if chains is not None:
+        (before, after), _ = marginals(chains)
+        number = after.index.get_level_values("before").str.len().to_numpy()
+        added = np.where(after.index.get_level_values("added").isin(list("sE")), "s or E", "another task")
+        plain = estimates.compared(np.log(after), np.log(before))
+        mean = plain.assign(value=plain.value + np.log(number / (number + 1)))
+        falls = {f"1/N, adding {what}": mean[added == what] for what in ("another task", "s or E")}
+        yield from shares("2.3 falls", {where: rows for where, rows in falls.items() if "another" in where})
+        yield from shares("2.3 does not", {where: rows for where, rows in falls.items() if "another" not in where})
+        yield from shares("2.3 does not", {"summed": plain})
+
+
+def rq3(errors: pd.DataFrame) -> Iterator[dict]:
+    own = errors[~errors.panel.astype(str).str.startswith(("masking", "dense"))]
+    frame, known = cells(own)
+    pairs = frame[frame.index.get_level_values("main") != frame.index.get_level_values("auxiliary")]
+    table = against(pairs, known, panel="uniform")
+    weighted = part(table, panel="published")
+    yield from shares("3.1", by(part(weighted, setting="pgd"), "attacked"))
+    others = part(table, setting="pgd").drop(weighted.index, errors="ignore")
+    yield from shares("3.1", by(others, "panel", "attacked"), decides=False)
+    for panel, decides in (("uniform", True), ("published", True)):
+        yield from values("3.2", _means(pairs, known, panel, "setting", "pgd", True), decides=decides)
+        tasks = {f"{where}, main {m}": t for m in dict.fromkeys(part(pairs, panel=panel).index.get_level_values("main"))
+                 for where, t in _means(part(pairs, main=m), known, panel, "setting", "pgd", True).items()}  # fmt: skip
+        yield from values("3.2", tasks, decides=False)
+    yield from values("3.3", _means(pairs, known, "published", "panel", "uniform", False))
+    alone = against(frame, known, auxiliary="")
+    best = [part(alone, panel=["uniform", "published"], setting=name, attacked=how) for name, how in ADAPTIVE]
+    yield from shares("3.4", by(pd.concat(best), "panel", "setting", "attacked", "main"))
+    clean = np.log(estimates.estimates(own[(own.setting == "pgd") & (own.attacked == "single")], "clean_error"))
+    clean = clean[clean.index.get_level_values("main") != clean.index.get_level_values("auxiliary")]
+    yield from shares("3.5", by(part(against(clean, known, panel="uniform"), panel="published"), "panel"))
+    yield from shares("3.6", by(part(alone, panel="published", setting="pgd", main="s"), "attacked"))
+
+
+def rq4(errors: pd.DataFrame) -> Iterator[dict]:
+    single = errors[errors.attacked == "single"]
+    target = single[single.panel == "target"]
+    if target.empty:
+        return
+    seeds, index = target.seed.nunique(), ["main", "auxiliary"]
+    known = estimates.learned(target, index)
+    frames = {name: estimates.estimates(single[single.panel == panel], by=index)[lambda f: known.reindex(f.index)]
+              for name, panel in PROXIES.items() if (single.panel == panel).any()}  # fmt: skip
+    frames["clean error"] = np.log(estimates.estimates(target, "clean_error", index))[known.to_numpy(bool)]
+    truth = estimates.estimates(target, by=index)[known.to_numpy(bool)]
+    named = {"early stopping": ("4.1", ""), "cheaper encoder": ("4.2", _standing(single)), "clean error": ("4.3", "")}
+    for name, (rule, about) in named.items():
+        if name in frames:
+            where = f"{name} as proxy of the vulnerability{about}"
+            yield from judging.correlation(rule, where, frames[name].value, truth.value, seeds=seeds)
+    yield from values("4.4", {f"choice by {name}": _regret(proxy, truth) for name, proxy in frames.items()})
+
+
+QUESTIONS: dict[str, Callable[..., Iterator[dict]]] = {"rq1": rq1, "rq2": rq2, "rq3": rq3, "rq4": rq4}
+PROXIES = {"early stopping": "early", "cheaper encoder": "surrogate", "one step": "fgsm"}  # and their panels
+
+
+def stands_for(name: str) -> str:
+    """The paper's encoder that a smaller one of ours stands for: "resnet50" for "resnet50_small"."""
+    return name if name in PAPERS else str(name).removesuffix("_small").removesuffix("_tiny")
+
+
+def encoder(name: str) -> str:
+    """The name of an encoder as findings have it: "(a stand-in)" behind one that is none of the paper's."""
+    return str(name) if name in PAPERS else f"{name} (a stand-in)"
+
+
+def vulnerabilities(errors: pd.DataFrame, panel: str) -> pd.DataFrame | None:
+    """Adversarial vulnerabilities (definition 1) of the attacked sets of a panel of RQ2, at its main budget, the one
+    with the most images; indexed by set, in the paper's order. None without that panel."""
+    rows = errors[errors.panel == panel]
+    if rows.empty:
+        return None
+    budget = rows.groupby("setting", sort=False).image_id.nunique().idxmax()
+    rows = rows[rows.setting == budget].drop_duplicates(["attacked_tasks", "seed", "image_id"])
+    frame = estimates.estimates(rows, "absolute", ["attacked_tasks"])
+    return frame.set_axis(pd.Index([canonical(tasks) for tasks in frame.index], name="tasks"))
+
+
+def marginals(sets: pd.DataFrame) -> tuple[tuple[pd.DataFrame, pd.DataFrame], pd.DataFrame]:
+    """The sets before and after each step that adds a task, indexed by before and added; and those of one task."""
+    steps = [
+        (before, added, canonical(before + added))
+        for before in sets.index
+        for added in canonical("".join(set("".join(sets.index))))
+        if added not in before and canonical(before + added) in sets.index
+    ]
+    index = pd.MultiIndex.from_tuples([step[:2] for step in steps], names=["before", "added"])
+    before, after = (sets.loc[[step[k] for step in steps]].set_axis(index) for k in (0, 2))
+    return (before, after), sets[sets.index.str.len() == 1]
+
+
+def _orders(panel: str, rises: pd.DataFrame) -> Iterator[dict]:
+    """Of all orders, those of which no step lowers the vulnerability by more than the margin."""
+    rule = judging.rules().loc["2.1 monotone"]
+    falls = estimates.holm(rises, -np.log1p(float(rule.margin)))
+    point, side = (falls.value < -np.log1p(float(rule.margin))).to_dict(), falls.side.to_dict()
+    letters = canonical("".join(rises.index.get_level_values("added").unique()))
+    orders = [
+        [(canonical(order[:k]), order[k]) for k in range(1, len(order))]
+        for order in map("".join, permutations(letters))
+    ]
+    kept = [[not point[step] for step in order] for order in orders]
+    broken = [[side[step] < 0 for step in order] for order in orders]
+    sure = [[side[step] > 0 for step in order] for order in orders]
+    ends = np.mean([all(order) for order in sure]), 1 - np.mean([any(order) for order in broken])
+    told = judging.decide(*ends, rule.side, float(rule.threshold))
+    about = f"{panel}, summed: {rule['what']}"
+    needs = judging.NEVER if told == judging.OPEN else ""
+    yield judging._finding(rule, about, np.mean([all(order) for order in kept]), *ends, True, told, needs)
+
+
+def _theory(steps: tuple, single: pd.DataFrame, sets: pd.DataFrame) -> Iterator[dict]:
+    """Claims 2.2, 2.4 and 2.5 on the sets of one model."""
+    before, after = steps
+    rise = pd.DataFrame(after.to_numpy() - before.to_numpy(), after.index, after.columns)
+    added = single.loc[after.index.get_level_values("added")].to_numpy()
+    largest = np.stack([single.loc[list(tasks)].to_numpy().max(axis=0) for tasks in after.index.get_level_values(0)])
+    number = after.index.get_level_values("before").str.len().to_numpy(float)
+    columns = {name: k for k, name in enumerate(rise.columns)}
+
+    def explained(column: pd.Series, *predictors) -> float:
+        design = np.column_stack([np.ones(len(column)), *predictors])
+        rest = column - design @ np.linalg.lstsq(design, column.to_numpy(), rcond=None)[0]
+        return 1 - (rest**2).sum() / ((column - column.mean()) ** 2).sum()
+
+    def governed(column: pd.Series) -> float:
+        return explained(column, added[:, columns[column.name]], largest[:, columns[column.name]])
+
+    r2 = estimates.columnwise(rise.dropna(axis=1), governed)
+    lead = estimates.columnwise(rise.dropna(axis=1), lambda column: governed(column) - explained(column, number))
+    yield from values("2.2 governed", {"linf, summed": estimates.uncertainty(r2)})
+    yield from values("2.2 number", {"linf, summed": estimates.uncertainty(lead)})
+    if "s" in single.index:
+        first = estimates.columnwise(rise.dropna(axis=1), lambda column: _first(column, single[column.name]))
+        yield from values("2.4", {"linf, losses as they are": estimates.uncertainty(first)})
+    if len(single) > 2:
+        size = sets.index.str.len().to_numpy()
+
+        def slope(column: pd.Series) -> float:
+            means = np.log((column / size).groupby(size).mean())
+            return np.polyfit(np.log2(means.index.to_numpy(float)), means.to_numpy(), 1)[0]
+
+        slopes = estimates.columnwise(sets.dropna(axis=1), slope)
+        yield from values("2.5", {"linf, 1/N": estimates.uncertainty(slopes)})
+
+
+def _first(rise: pd.Series, single: pd.Series) -> float:
+    """Share of all orders in which the step that adds s raises the vulnerability most."""
+    letters, rises = canonical("".join(single.index)), rise.to_dict()
+    wins = []
+    for order in map("".join, permutations(letters)):
+        steps = {order[0]: single[order[0]]}
+        steps |= {order[k]: rises[canonical(order[:k]), order[k]] for k in range(1, len(order))}
+        wins.append(max(steps, key=steps.get) == "s")
+    return float(np.mean(wins))
+
+
+def _means(pairs, known, panel: str, level: str, baseline: str, same_models: bool) -> dict[str, pd.DataFrame]:
+    """The mean over the learned cells of a panel against their baseline, by adaptive attack."""
+    tables = {}
+    for name, attacked in ADAPTIVE:
+        chosen = part(pairs, setting=[name, baseline] if level == "setting" else name, attacked=attacked)
+        rows, base = estimates.beside(chosen, **{level: baseline})
+        keep = (rows.index.get_level_values("panel") == panel) & known.reindex(rows.index).to_numpy(bool)
+        keep &= known.reindex(base.index).to_numpy(bool)
+        if keep.any():
+            mean = pd.DataFrame(rows[keep].to_numpy() - base[keep].to_numpy(), columns=rows.columns).mean().to_frame().T
+            table = estimates.uncertainty(mean)
+            if not same_models:
+                table = table.assign(error=table.error.where(table.seeds > 1, np.inf))
+            tables[f"{panel} weights, {name}, {attacked}, mean of {keep.sum()} cells"] = table
+    return tables
+
+
+def _growth(errors: pd.DataFrame) -> Iterator[dict]:
+    """How fast the error grows with eps: the slope of log(mean adversarial - mean clean error) over log(eps)."""
+    alone = errors[(errors.main == errors.auxiliary) & (errors.attacked == "single")]
+    if alone.empty or alone.setting.nunique() < 2:
+        return
+    rise = estimates.estimates(alone, "adversarial_error", ["main", "setting"])
+    rise = rise - estimates.estimates(alone, "clean_error", ["main", "setting"])
+    logs = np.log(rise.where(rise > 0))
+    tables = {}
+    for main, rows in logs.groupby(level="main", sort=False):
+        x = np.log(rows.index.get_level_values("setting").to_numpy(float))
+        x = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+        tables[f"main {main}"] = estimates.uncertainty(estimates.columnwise(rows, lambda column, x=x: x @ column))
+    yield from values("1.4 growth", tables, decides=False)
+
+
+def _steps(frame: pd.DataFrame, known: pd.Series) -> Iterator[dict]:
+    """Claim 1.6: how the log ratios of a main task's models spread, and how soon attacks reach 95 % of their own."""
+    frame = frame[known.reindex(frame.index).to_numpy(bool)].droplevel("panel")
+    settings = sorted(set(frame.index.get_level_values("setting")))
+    if len(settings) < 2:
+        return
+    spread = part(frame, attacked="single").groupby(level=["setting", "main"], sort=False).std()
+    ratio = np.log(part(spread, setting=settings[-1]).droplevel(0)) - np.log(
+        part(spread, setting=settings[0]).droplevel(0)
+    )
+    ratio = ratio[np.isfinite(ratio.value)]
+    if len(ratio):
+        yield from values("1.6 spread", {f"{settings[-1]} steps over {settings[0]}": _one(ratio)})
+    wide = {attacked: part(frame, attacked=attacked).droplevel("attacked") for attacked in ("single", "joint")}
+    reached = {attacked: _reached(rows, settings) for attacked, rows in wide.items() if len(rows)}
+    if len(reached) == 2:
+        both = reached["joint"].index.intersection(reached["single"].index)
+        later = np.log(reached["joint"].loc[both]) - np.log(reached["single"].loc[both])
+        if len(later):
+            yield from values("1.6 plateau", {f"mean of {len(later)} two-task cells": _one(later)})
+
+
+def _one(rows: pd.DataFrame) -> pd.DataFrame:
+    return estimates.uncertainty(estimates.columnwise(rows, pd.Series.mean))
+
+
+def _reached(rows: pd.DataFrame, settings: list) -> pd.DataFrame:
+    """Steps at which the log ratio of a cell is 95 % of its last one, with straight lines between the settings."""
+    final = part(rows, setting=settings[-1]).droplevel("setting")
+    shares = [part(rows, setting=s).droplevel("setting").reindex(final.index) / final for s in settings]
+    steps, before, found = 0.0, final * 0, final * np.nan
+    for setting, share in zip(settings, shares, strict=True):
+        crossing = steps + (0.95 - before) / (share - before) * (setting - steps)
+        found = found.where(found.notna() | (share < 0.95), crossing)
+        steps, before = setting, share
+    return found.dropna(how="all")
+
+
+def _standing(errors: pd.DataFrame) -> str:
+    """Which encoder stands for which, where the errors say."""
+    if "encoder" not in errors:
+        return ""
+    names = [encoder(errors[errors.panel == panel].encoder.iloc[0]) for panel in ("surrogate", "target")
+             if (errors.panel == panel).any()]  # fmt: skip
+    return f", {' for '.join(names)}"
+
+
+def _regret(proxy: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
+    """The regret of the auxiliary task with the lowest proxy over that of chance: how much higher its log ratio
+    is than the best one's, mean over main tasks; each seed chooses, and is judged, by itself."""
+    pairs = [f[f.index.get_level_values("main") != f.index.get_level_values("auxiliary")] for f in (proxy, truth)]
+    index = pairs[0].index.intersection(pairs[1].index)
+    names = [name for name in pairs[1].columns if name in pairs[0].columns]
+    proxy, truth = (frame.loc[index, names] for frame in pairs)
+    groups = truth.groupby(level="main", sort=False)
+    least = proxy == proxy.groupby(level="main", sort=False).transform("min")
+    chosen = truth.where(least).groupby(level="main", sort=False).mean() - groups.min()
+    chance = groups.mean() - groups.min()
+    table = chosen.mean() / chance.mean()
+    found = estimates.uncertainty(estimates.columnwise(table.to_frame().T, pd.Series.mean))
+    return found.assign(error=found.error.where(found.seeds > 1, np.inf))

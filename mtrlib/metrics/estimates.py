@@ -1,0 +1,232 @@
+"""Estimates with what is known of their errors: one frame, a row a cell, and what the row would have been otherwise.
+
+Columns are "value"; "seed <s>", the value of that training alone; and "image <k>", the value without the k-th block of
+images (the jackknife). Whatever is computed of cells (a logarithm, a difference, a mean) is computed in every column
+alike, so its error comes out of the same columns: training noise from the seeds, sampling of images from the blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+CELL = ("panel", "setting", "attacked", "main", "auxiliary")
+QUANTITIES = ("log_ratio", "ratio", "ratio_of_means", "clean_error", "adversarial_error", "absolute")
+BLOCKS = 64  # of the jackknife, at most
+LEARNED = 0.85  # of the best constant's error; a cell whose clean error is above says nothing about attacks
+_SEED, _IMAGE = "seed ", "image "
+
+
+def estimates(errors: pd.DataFrame, quantity: str = "log_ratio", by: Sequence[str] = CELL) -> pd.DataFrame:
+    """A quantity of each cell: its mean over images, then over seeds.
+
+    Parameters
+    ----------
+    errors : as `studies.run` gives it: the columns of `by`, seed, image_id, clean_error and adversarial_error.
+    quantity : "log_ratio", log(adversarial / clean error); "ratio", (adversarial - clean) / clean, the paper's relative
+        vulnerability; "ratio_of_means", that of the mean errors; "clean_error", "adversarial_error"; "absolute", the
+        change |L(x + delta) - L(x)| of the attacked loss (definition 1), from clean_attacked_loss and
+        adversarial_attacked_loss.
+    by : the columns that make a cell.
+
+    Returns
+    -------
+    The frame described above, indexed by `by` in the order of the errors. An image that lacks a number (no valid label;
+    a clean error of 0 in a ratio, any error of 0 in its logarithm) is left out; of a logarithm, in all cells of the
+    same panel and main task and seed, so that they are compared on the same images. NaN where nothing is left.
+    """
+    above, below = _parts(errors, quantity)
+    groups = errors.groupby(list(by), sort=False, dropna=False)
+    cell, seeds, images = groups.ngroup().to_numpy(), *(np.unique(errors[c]) for c in ("seed", "image_id"))
+    place = cell, np.searchsorted(seeds, errors.seed), np.searchsorted(images, errors.image_id)
+    top, bottom = np.zeros((2, groups.ngroups, len(seeds), len(images)))
+    missing = np.zeros(top.shape, bool)
+    top[place], bottom[place] = np.where(np.isnan(below), 0, above), np.nan_to_num(below)
+    missing[place] = np.isnan(below)
+    index = groups.size().index
+    if quantity == "log_ratio" and missing.any():
+        shared = [name for name in ("panel", "main") if name in by]
+        for rows in index.to_frame(index=False).groupby(shared, sort=False).indices.values() if shared else []:
+            top[rows] *= ~missing[rows].any(axis=0)
+            bottom[rows] *= ~missing[rows].any(axis=0)
+    block = np.eye(min(BLOCKS, len(images)))[np.arange(len(images)) % BLOCKS]  # (N, K)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_seed = top.sum(axis=2) / bottom.sum(axis=2)
+        less = bottom.sum(axis=2, keepdims=True) - bottom @ block
+        without = _mean((top.sum(axis=2, keepdims=True) - top @ block) / less, axis=1)
+    without[~((bottom @ block) > 0).any(axis=1)] = np.nan
+    columns = ["value", *(f"{_SEED}{s}" for s in seeds), *(f"{_IMAGE}{k}" for k in range(block.shape[1]))]
+    values = np.concatenate([_mean(of_seed, axis=1)[:, None], of_seed, without], axis=1)
+    return pd.DataFrame(values, index, columns)
+
+
+def learned(errors: pd.DataFrame, by: Sequence[str] = CELL) -> pd.Series:
+    """Whether the model of each cell learned its main task: its clean error is at least 15 % below that of the best
+    constant predictor (column constant_error of the errors; true everywhere without it)."""
+    clean = estimates(errors, "clean_error", by).value
+    if "constant_error" not in errors:
+        return clean.notna() | True
+    constant = errors.groupby(list(by), sort=False, dropna=False).constant_error.mean()
+    return ~(clean > LEARNED * constant.reindex(clean.index))
+
+
+def uncertainty(frame: pd.DataFrame, training: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The value of each row, the variances of its error, and Student's degrees of freedom.
+
+    Parameters
+    ----------
+    frame : as `estimates` gives it, or computed from that column by column.
+    training : variance of one training's value and its degrees of freedom by row, as `noise` gives it; its own by
+        default: the variance over seeds, pooled over the rows that differ in the auxiliary task only.
+
+    Returns
+    -------
+    value, training and images (variances of the value), error (standard), freedom (Satterthwaite), seeds. With one seed
+    training is 0: the error is that of these trained models.
+    """
+    of_seed, without = frame.filter(regex=f"^{_SEED}"), frame.filter(regex=f"^{_IMAGE}")
+    seeds, blocks = of_seed.notna().sum(axis=1), without.notna().sum(axis=1)
+    if training is None:
+        training = _pooled(of_seed.var(axis=1), seeds - 1)
+    table = pd.DataFrame({"value": frame.value}, frame.index)
+    table["training"] = (training.variance / seeds).where(seeds > 1, 0.0).fillna(0.0)
+    with np.errstate(invalid="ignore"):
+        spread = without.sub(without.mean(axis=1), axis=0).pow(2).sum(axis=1, skipna=True)
+    table["images"] = (blocks - 1).clip(lower=0) / blocks.clip(lower=1) * spread
+    table["error"] = np.sqrt(table.training + table.images)
+    parts = table.training**2 / training.freedom.clip(lower=1) + table.images**2 / (blocks - 1).clip(lower=1)
+    table["freedom"] = (table.error**4 / parts).where(parts > 0, np.inf).clip(lower=1)
+    return table.assign(seeds=seeds)
+
+
+def noise(frame: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
+    """Training noise of a difference of two models, for rows that differ in the auxiliary task only.
+
+    Twice the variance of one training: of the models of `frame` and `baseline` (a row each, the same one several times
+    at most), over seeds, pooled, without what all models of a seed have in common (it falls out of differences), with
+    (models - 1) (seeds - 1) degrees of freedom.
+    """
+    variance, freedom = pd.Series(np.nan, frame.index), pd.Series(np.nan, frame.index)
+    for rows in _alike(frame.index):
+        models = pd.concat([frame.iloc[rows], baseline.iloc[rows].loc[lambda f: ~f.index.duplicated()]])
+        values = models.filter(regex=f"^{_SEED}").dropna(axis=1, how="all").to_numpy(float)
+        rest = values - _mean(values, axis=1)[:, None]
+        rest = rest - _mean(rest, axis=0)
+        count = (len(values) - 1) * (values.shape[1] - 1)
+        variance.iloc[rows] = 2 * np.nansum(rest**2) / count if count else np.nan
+        freedom.iloc[rows] = count
+    return pd.DataFrame({"variance": variance, "freedom": freedom})
+
+
+def compared(frame: pd.DataFrame, baseline: pd.DataFrame, *, same_models: bool = False) -> pd.DataFrame:
+    """The difference of each row of `frame` to that of `baseline` (as many rows, in the same order), and its error.
+
+    Two attacks on the same models (`same_models`) share their training: its noise is that of the difference. Two
+    models have each their own, and one seed says nothing of it: the error is infinite then.
+    """
+    difference = pd.DataFrame(frame.to_numpy() - baseline.to_numpy(), frame.index, frame.columns)
+    if same_models or frame.empty:
+        return uncertainty(difference)
+    table = uncertainty(difference, noise(frame, baseline))
+    return table.assign(error=table.error.where(table.seeds > 1, np.inf))
+
+
+def beside(frame: pd.DataFrame, **baseline: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of a frame that have a baseline, and these: `beside(frame, panel="uniform")` is the row with another
+    panel and all else alike; `auxiliary=""` the single-task model of the row, which is attacked in one way only."""
+    (level, value), *_ = baseline.items()
+    if level == "auxiliary":
+        rows = frame[frame.index.get_level_values("main") != frame.index.get_level_values("auxiliary")]
+        wanted = rows.index.to_frame(index=False).assign(attacked="single")
+        wanted["auxiliary"] = wanted["main"]
+    else:
+        rows = frame[frame.index.get_level_values(level) != value]
+        wanted = rows.index.to_frame(index=False).assign(**{level: value})
+    place = frame.index.get_indexer(pd.MultiIndex.from_frame(wanted))
+    return rows[place >= 0], frame.iloc[place[place >= 0]]
+
+
+def columnwise(frame: pd.DataFrame, function: Callable[[pd.Series], float | pd.Series], name: str = "") -> pd.DataFrame:
+    """A function of all rows, in every column: one row more of the same kind, or several, from numbers of cells."""
+    found = frame.apply(function)
+    return found.to_frame(name).T if isinstance(found, pd.Series) else found
+
+
+def holm(table: pd.DataFrame, threshold: float = 0.0, level: float = 0.05) -> pd.DataFrame:
+    """On which side of a threshold each row lies, surely: Holm's tests of all rows together, two-sided.
+
+    Parameters
+    ----------
+    table : as `uncertainty` or `compared` gives it. An error of 0 (a printed number) is sure, an infinite one is not.
+
+    Returns
+    -------
+    The table with low and high, the interval at the level at which Holm tests the row, and side: -1 or 1 where that
+    leaves the threshold out, 0 where not.
+    """
+    distance = table.value - threshold
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * student.sf(np.abs(distance) / table.error, table.freedom)
+    p = np.where(table.error > 0, p, np.where(distance == 0, 1.0, 0.0))
+    p = np.where(table.value.isna() | np.isnan(p), 1.0, p)
+    order = np.argsort(p, kind="stable")
+    times = np.arange(len(p), 0, -1.0)  # two lines: statsmodels has it, and brings four packages and a second of import
+    stepped = np.empty(len(p))
+    stepped[order] = np.minimum(np.maximum.accumulate(times * p[order]), 1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        times = np.where(p > 0, np.clip(stepped / p, 1.0, len(p)), 1.0)
+        reach = np.where(table.error > 0, student.isf(level / 2 / times, table.freedom) * table.error, 0.0)
+    side = np.where(stepped < level, np.sign(distance), 0).astype(int)
+    return table.assign(low=table.value - reach, high=table.value + reach, side=side)
+
+
+def interval(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+    """value, low and high of each row, by Student's t; what tables and figures show."""
+    table = uncertainty(frame)
+    reach = student.isf((1 - level) / 2, table.freedom) * table.error
+    return pd.DataFrame({"value": table.value, "low": table.value - reach, "high": table.value + reach})
+
+
+def _parts(errors: pd.DataFrame, quantity: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row what is summed, and what its sum is divided by: NaN where the image has no number."""
+    if quantity not in QUANTITIES:
+        raise ValueError(f"Parameter quantity should be one of {', '.join(QUANTITIES)}. Found quantity = {quantity!r}.")
+    kind = "attacked_loss" if quantity == "absolute" else "error"
+    clean, adversarial = (errors[f"{which}_{kind}"].to_numpy(float) for which in ("clean", "adversarial"))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        above = {
+            "log_ratio": lambda: np.log(adversarial / clean),
+            "ratio": lambda: (adversarial - clean) / clean,
+            "ratio_of_means": lambda: adversarial - clean,
+            "clean_error": lambda: clean,
+            "adversarial_error": lambda: adversarial,
+            "absolute": lambda: np.abs(adversarial - clean),
+        }[quantity]()
+    valid = {"log_ratio": (clean > 0) & (adversarial > 0), "ratio": clean > 0}.get(quantity, ~np.isnan(clean))
+    return above, np.where(valid, clean if quantity == "ratio_of_means" else 1.0, np.nan)
+
+
+def _alike(index: pd.MultiIndex) -> list[np.ndarray]:
+    """Positions of the rows that differ in the auxiliary task only; each by itself in an index that has none."""
+    names = [name for name in index.names if name != "auxiliary"]
+    if len(names) == len(index.names):
+        return [np.array([k]) for k in range(len(index))]
+    return list(index.to_frame(index=False).groupby(names, sort=False, dropna=False).indices.values())
+
+
+def _pooled(variance: pd.Series, freedom: pd.Series) -> pd.DataFrame:
+    pooled, total = variance.copy(), freedom.copy()
+    for rows in _alike(variance.index):
+        total.iloc[rows] = freedom.iloc[rows].sum()
+        pooled.iloc[rows] = np.average(variance.iloc[rows].fillna(0), weights=np.maximum(freedom.iloc[rows], 1e-9))
+    return pd.DataFrame({"variance": pooled, "freedom": total})
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """The mean over what is not NaN; NaN where nothing is."""
+    present = ~np.isnan(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(present, values, 0.0).sum(axis=axis) / present.sum(axis=axis)
