@@ -42,7 +42,7 @@ reproduce: .venv/installed
 run-%:
 	@echo "== $* ($(TIER))"
 	@$(ONE_THREAD) $(BIN)/papermill --no-log-output $(if $(ONE_THREAD),--no-progress-bar) \
-	    -f params/$(TIER)/$*.yaml $(RELEASED) notebooks/$*.ipynb $(OUT)/$*.ipynb
+	    $(addprefix -f ,$(wildcard params/$(TIER)/common.yaml params/$(TIER)/$*.yaml)) $(RELEASED) notebooks/$*.ipynb $(OUT)/$*.ipynb
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to html $(OUT)/$*.ipynb
 
 reanalyse:

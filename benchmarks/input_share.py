@@ -47,7 +47,7 @@ def measure(options, folder: Path) -> dict[str, float]:
     device = machine.device()
     data.write_example(folder, options.images, 2)
     spec = ModelSpec(
-        data=DataSpec(name="folder", root=str(folder), size=options.size),
+        data=DataSpec(name="folder", root=str(folder), digest=data.digest("folder", folder), size=options.size),
         tasks=options.tasks,
         encoder=options.encoder,
         batch_size=options.batch,

@@ -26,7 +26,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from mtrlib import data, machine, models
+from mtrlib import batch, data, machine, models
 from mtrlib.data import cache
 from mtrlib.specs import AttackSpec
 from mtrlib.store import evaluation  # before PyTorch: see mtrlib
@@ -86,7 +86,7 @@ def notebook(name: str, folder: Path, **changes) -> dict[str, float]:
 def begin(name: str, folder: Path, **changes) -> subprocess.Popen:
     """Begin the run of a notebook by papermill, or go on with it: the smoke tier but for `changes`. All that it writes
     lies in the folder."""
-    values = {**yaml.safe_load((machine.root() / "params" / "smoke" / f"{name}.yaml").read_text()), **changes}
+    values = {**batch.read(machine.root() / "params" / "smoke")[name], **changes}
     values |= {"store": str(folder / "store"), "output": str(folder / "out")}
     if values.get("example"):
         values["root"] = str(folder / "example")

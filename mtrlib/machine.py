@@ -8,8 +8,8 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
+from functools import cache, partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -28,21 +28,14 @@ def device() -> torch.device:
 def gpu(folder: Path) -> Iterator[str | None]:
     """One GPU of this machine for as long as the context lasts, shared out among the processes that name one folder.
 
-    CUDA_VISIBLE_DEVICES is set to it, so enter before anything asks CUDA. A GPU is a lock in `folder`, which the
-    operating system gives back when its owner dies. Inside a job of Slurm that has GPUs of its own, and where there are
-    none, nothing is done.
-
-    Yields
-    ------
-    What CUDA_VISIBLE_DEVICES is now; None where there is no GPU.
+    CUDA_VISIBLE_DEVICES is set to it and yielded (None without a GPU), so enter before anything asks CUDA. A GPU is a
+    lock in `folder`, which the operating system gives back when its owner dies. Inside a job of Slurm that has GPUs of
+    its own, and where there are none, nothing is done.
     """
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = list(map(str, range(torch.cuda.device_count()))) if given is None else _devices(given)
-    if not names:
-        yield None
-        return
-    if given is not None and "SLURM_JOB_ID" in os.environ:
-        yield given
+    if not names or (given is not None and "SLURM_JOB_ID" in os.environ):
+        yield given if names else None
         return
     locks = {name: FileLock(folder / f"{platform.node()}-gpu{name}.lock".replace("/", "-")) for name in names}
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,8 +55,8 @@ def precision() -> str:
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
     flags = Path("/proc/cpuinfo")
-    words = set(flags.read_text().split()) if flags.exists() else set()
-    return "bfloat16" if words & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
+    fast = flags.exists() and {"avx512_bf16", "amx_bf16", "bf16"} & set(flags.read_text().split())
+    return "bfloat16" if fast else "float32"
 
 
 def exact():
@@ -73,9 +66,8 @@ def exact():
 
 @cache
 def root() -> Path:
-    """Where relative paths of parameters start: the repository, whoever starts a notebook and wherever. That is the
-    nearest folder, above the current one or else above this package, that holds `notebooks` and `params`; the current
-    one where there is none."""
+    """Where relative paths of parameters start: the repository, which is the nearest folder, above the current one or
+    else above this package, that holds `notebooks` and `params`; the current one where there is none."""
     here = Path.cwd()
     return next(filter(is_repository, (here, *here.parents, *Path(mtrlib.__file__).parents)), here)
 
@@ -88,9 +80,7 @@ def place(named: str | Path) -> Path:
 def expanded(named: str | Path) -> str:
     """A path in which $NAME and ${NAME} are the environment's, and then a first ~ or ~user is a home folder.
 
-    Raises
-    ------
-    ValueError : for a variable or a home that there is not. An empty one counts as none: files would lie elsewhere.
+    ValueError for a variable or a home that there is not. An empty one counts as none: files would lie elsewhere.
     """
 
     def value(match: re.Match) -> str:
@@ -146,6 +136,12 @@ def describe() -> dict[str, str]:
     }
 
 
+def _taken(lock: FileLock) -> bool:
+    with suppress(Timeout):
+        lock.acquire(timeout=0)
+    return lock.is_locked
+
+
 def _devices(given: str) -> list[str]:
     """The devices that CUDA takes from CUDA_VISIBLE_DEVICES: those before the first that is neither an index nor the
     name of a GPU, such as -1, "NoDevFiles" or nothing."""
@@ -153,25 +149,16 @@ def _devices(given: str) -> list[str]:
     return list(takewhile(re.compile(r"\d+|(GPU|MIG)-.+").fullmatch, names))
 
 
-def _taken(lock: FileLock) -> bool:
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return False
-    return True
-
-
 def _commit() -> str:
     """The commit of the library, "-dirty" where tracked files differ from it: all but the notebooks, which executing
     them changes. "unknown" where it is not at the top of a repository: one that it lies in is another's."""
     own = Path(mtrlib.__file__).resolve().parents[1]
-    options = {"cwd": own, "capture_output": True, "text": True}
+    git = partial(subprocess.check_output, cwd=own, text=True, stderr=subprocess.DEVNULL)
     try:
-        top = subprocess.run(["git", "rev-parse", "--show-toplevel"], check=True, **options).stdout.rstrip("\n")
-        if Path(top).resolve() != own:
+        if Path(git(["git", "rev-parse", "--show-toplevel"]).rstrip("\n")).resolve() != own:
             return "unknown"
-        commit = subprocess.run(["git", "describe", "--always", "--abbrev=12"], check=True, **options).stdout.strip()
-        same = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)notebooks"], **options)
+        commit = git(["git", "describe", "--always", "--abbrev=12"]).strip()
+        changed = git(["git", "diff", "--name-only", "HEAD", "--", ":/", ":(top,exclude)notebooks"])
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return commit if same.returncode == 0 else f"{commit}-dirty"
+    return f"{commit}-dirty" if changed else commit

@@ -8,49 +8,27 @@ from tqdm import tqdm
 
 
 def bar(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
-    """A tqdm bar: in a terminal as usual; in a notebook one line of output, updated in place (no widgets, so that an
-    executed notebook keeps its last state); elsewhere one line every five seconds, on standard error.
+    """A tqdm bar of `total` units, `initial` of which an earlier run has done; `unit` is their name in the singular.
 
-    Parameters
-    ----------
-    total : number of units to do.
-    description : what is being done, shown first.
-    unit : the unit's name, in the singular.
-    initial : number of units that an earlier run has done.
+    In a terminal as usual; in a notebook one line of output, updated in place (no widgets, so that an executed notebook
+    keeps its last state); elsewhere one line every five seconds, on standard error.
     """
     from IPython import get_ipython  # takes long
 
     common = {"total": total, "desc": description, "unit": f" {unit}", "initial": initial}
     if hasattr(get_ipython(), "kernel"):
         return _NotebookBar(**common, mininterval=1)
-    if sys.stderr.isatty():
-        return tqdm(**common, leave=False)
-    return _LineBar(**common, mininterval=5)
-
-
-class _NotebookBar(tqdm):
-    """Shows itself as one plain-text output that is updated."""
-
-    def display(self, msg=None, pos=None):
-        from IPython.display import Pretty, display, update_display
-
-        text = Pretty(_ascii(self))
-        if not hasattr(self, "_display_id"):
-            self._display_id = display(text, display_id=True).display_id
-        else:
-            update_display(text, display_id=self._display_id)
-
-    def close(self):
-        if not self.disable:
-            self.display()
-        self.disable = True
+    return tqdm(**common, leave=False) if sys.stderr.isatty() else _LineBar(**common, mininterval=5)
 
 
 class _LineBar(tqdm):
     """Writes a line of its own each time it shows itself."""
 
     def display(self, msg=None, pos=None):
-        self.fp.write(_ascii(self) + "\n")
+        self.show(tqdm.format_meter(**{**self.format_dict, "ascii": True, "ncols": None}).replace("\r", ""))
+
+    def show(self, line: str) -> None:
+        self.fp.write(f"{line}\n")
         self.fp.flush()
 
     def close(self):
@@ -59,5 +37,13 @@ class _LineBar(tqdm):
         self.disable = True
 
 
-def _ascii(progress: tqdm) -> str:
-    return tqdm.format_meter(**{**progress.format_dict, "ascii": True, "ncols": None}).replace("\r", "")
+class _NotebookBar(_LineBar):
+    """Shows itself as one plain-text output that is updated."""
+
+    def show(self, line: str) -> None:
+        from IPython.display import Pretty, display, update_display
+
+        if hasattr(self, "_display_id"):
+            update_display(Pretty(line), display_id=self._display_id)
+        else:
+            self._display_id = display(Pretty(line), display_id=True).display_id

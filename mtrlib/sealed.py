@@ -1,24 +1,23 @@
 """Files that appear whole or not at all, and that are found out when something has changed them since.
 
 Beside a sealed file lies its checksum, `<name>.sha256`, as `sha256sum --check` reads it. What is damaged is renamed,
-never deleted, and said in a warning; who reads it makes it again.
+never deleted, and said in a warning; who reads it makes it again (`kept`). At the top of the package and not in the
+store, since data and training, which the store knows, keep their files in the same way.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock
+
+T = TypeVar("T")
 
 
 class Damaged(ValueError):
@@ -34,15 +33,14 @@ def write(path: Path, content: bytes) -> str:
 
     Of several processes one at a time may write it: call this under a lock. What a killed one left is written over.
     """
-    temporary = partial(path)
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        partial(path).write_bytes(content)
+        os.replace(partial(path), path)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         with suppress(OSError):  # of a folder that cannot be written to: nothing is there to remove
-            temporary.unlink(missing_ok=True)
+            partial(path).unlink(missing_ok=True)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -69,80 +67,36 @@ def read(path: Path, sha256: str | None = None) -> bytes:
     return content
 
 
+def kept(
+    lock: Path, there: Callable[[], bool], read: Callable[[], T], make: Callable[[], T] = lambda: None
+) -> T | None:
+    """What `read` gives of what is `there` and whole; what `make` gives where it is missing or damaged, which `read`
+    says by raising `Damaged`: that is set aside. Of several processes one holds the `lock` and makes it; the others
+    wait and read."""
+    if there():
+        with suppress(Damaged, FileNotFoundError):  # looked at again under the lock: another may have made it anew
+            return read()
+    with locked(lock):
+        if there():
+            try:
+                return read()
+            except Damaged as error:
+                set_aside(error.path, error.reason)
+        return make()
+
+
 def set_aside(path: Path, reason: str) -> None:
     """Rename what is damaged, with its checksum, and say so in a warning. Call it under the lock of what it is."""
     number = 1
     while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1
     try:
-        if path.exists():
-            os.replace(path, aside)
-        if _checksum(path).exists():
-            os.replace(_checksum(path), _checksum(aside))
+        for old, new in ((path, aside), (_checksum(path), _checksum(aside))):
+            if old.exists():
+                os.replace(old, new)
     except OSError as error:
         raise unwritable(path, error) from error
     warnings.warn(f"{path} is damaged ({reason}). It is now {aside.name}; what it held is made again.", stacklevel=2)
-
-
-def table(
-    path: Path,
-    about: dict,
-    make: Callable[[], pd.DataFrame],
-    written_by: dict | None = None,
-    made_from: Callable[[], dict[str, str]] = dict,
-) -> pd.DataFrame:
-    """The table in a Parquet file; made now where it is missing, damaged, about something else, or made from files that
-    have changed since.
-
-    Parameters
-    ----------
-    path : of the file. Of several processes one makes it.
-    about : what the table is of, as JSON knows it; it lies in the file and is compared.
-    make : computes the table.
-    written_by : lies in the file, too.
-    made_from : gives what names the content of the files behind the table, by their names, asked after `make` and as
-        the table is read; of those only that are there.
-    """
-
-    def found() -> pd.DataFrame:
-        rows, said = stored(path)
-        if said["about"] != about:
-            raise Damaged(path, "it is of something else")
-        once = said["made_from"]
-        changed = [name for name, digest in made_from().items() if once.get(name, digest) != digest]
-        if changed:
-            raise Damaged(path, f"{changed[0]} is not what it was made from")
-        return rows
-
-    if path.exists():
-        try:
-            return found()
-        except Damaged:
-            pass  # looked at again under the lock: another process may have made it anew
-    with locked(path.with_name(f"{path.name}.lock")):
-        if path.exists():
-            try:
-                return found()
-            except Damaged as error:
-                set_aside(path, error.reason)
-        content = pa.Table.from_pandas(make(), preserve_index=False)
-        metadata = json.dumps({"about": about, "made_from": made_from(), "written_by": written_by or {}})
-        content = content.replace_schema_metadata({**(content.schema.metadata or {}), "mtrlib": metadata})
-        buffer = io.BytesIO()
-        pq.write_table(content, buffer)
-        seal(path, buffer.getvalue())
-        return found()
-
-
-def stored(path: Path) -> tuple[pd.DataFrame, dict]:
-    """What `table` wrote: the table, and about, made_from and written_by. Raises `Damaged`."""
-    content = io.BytesIO(read(path))
-    try:
-        found = pq.read_table(content)
-        said = json.loads(found.schema.metadata[b"mtrlib"])
-        return found.to_pandas(), {**said, "about": said["about"], "made_from": dict(said.get("made_from", {}))}
-    except (pa.ArrowException, ValueError, LookupError, TypeError) as error:
-        raise Damaged(path, "it is no table of a store") from error
 
 
 @contextmanager
@@ -162,9 +116,8 @@ def locked(path: Path) -> Iterator[None]:
 
 def unwritable(path: Path, error: Exception) -> OSError:
     """One line for a file that cannot be written: why, and that nothing is lost."""
-    reason = getattr(error, "strerror", None) or str(error)
     told = OSError(
-        f"{path} cannot be written: {reason}. What was finished before is kept: "
+        f"{path} cannot be written: {getattr(error, 'strerror', None) or error}. What was finished before is kept: "
         "make room or give another folder, and run again."
     )
     told.errno = getattr(error, "errno", None)

@@ -1,9 +1,8 @@
 """The eleven dense vision tasks of the paper (its Table of tasks; arXiv 2110.15053), with their losses and errors.
 
 A task set is a string of letters such as "sd"; its first letter is the main task. Data sets may define other tasks, or
-these in another way: `data.tasks` gives the definitions of a data set, and a model keeps those that it was built with.
-Losses and errors are per image: the mean over the valid pixels (and channels) of one image, so that no image depends
-on its batch.
+these in another way (`data.tasks`), and a model keeps the definitions that it was built with. Losses and errors are
+means over the valid pixels (and channels) of one image: no image depends on its batch.
 """
 
 from __future__ import annotations
@@ -23,16 +22,14 @@ class Task:
 
     Attributes
     ----------
-    letter : one ASCII letter; of the paper's tasks, its letter there.
-    name : of the paper's tasks, its name there.
+    letter, name : one ASCII letter, and a name; of the paper's tasks, those there.
     domain : its folder name in Taskonomy, where it has one.
     channels : channels of its output; for classes, the number of classes.
     kind : "classes" or "regression".
-    loss_name : what training minimises and attacks maximise, one of `LOSSES` of its kind: "cross_entropy" (classes),
-        "l1" or "squared". Empty for the paper's, cross-entropy or L1.
-    error_name : what is measured, one of `ERRORS` of its kind: "1 - mIoU" or "1 - accuracy" (classes), "squared
-        error", "absolute error" or "angle" (degrees between the vectors of a pixel, of two channels or more). Empty
-        for the paper's, 1 - mIoU or squared error.
+    loss_name : what training minimises and attacks maximise, one of `LOSSES` of its kind; empty for the first of them,
+        which is the paper's.
+    error_name : what is measured, one of `ERRORS` of its kind; empty for the first. "angle" is in degrees, between the
+        vectors of a pixel, of two channels or more.
     class_names : names of the classes by index, where they are known.
     lower_is_better : whether a lower error is a better prediction (true of all errors here).
     """
@@ -50,18 +47,14 @@ class Task:
     def __post_init__(self) -> None:
         if not (isinstance(self.letter, str) and len(self.letter) == 1 and self.letter in ascii_letters):
             raise ValueError(f"Parameter letter should be one ASCII letter. Found letter = {self.letter!r}.")
-        if self.kind not in _DEFAULTS:
-            raise ValueError(f"Parameter kind should be one of {', '.join(_DEFAULTS)}. Found kind = {self.kind!r}.")
-        for field, default, known in zip(
-            ("loss_name", "error_name"), _DEFAULTS[self.kind], (LOSSES, ERRORS), strict=True
-        ):
-            value = getattr(self, field) or default
+        if self.kind not in ("classes", "regression"):
+            raise ValueError(f"Parameter kind should be one of classes, regression. Found kind = {self.kind!r}.")
+        for field, known in {"loss_name": LOSSES, "error_name": ERRORS}.items():
             allowed = [name for name, (kind, _) in known.items() if kind == self.kind]
+            value = getattr(self, field) or allowed[0]
             if value not in allowed:
-                raise ValueError(
-                    f"Parameter {field} should be one of {', '.join(allowed)} for {self.kind}. "
-                    f"Found {field} = {value!r}."
-                )
+                names = f"{', '.join(allowed)} for {self.kind}"
+                raise ValueError(f"Parameter {field} should be one of {names}. Found {field} = {value!r}.")
             object.__setattr__(self, field, value)
         if self.error_name == "angle" and self.channels < 2:
             raise ValueError(f"Parameter channels should be 2 or more for an angle. Found channels = {self.channels}.")
@@ -73,8 +66,8 @@ class Task:
 
     @property
     def is_papers(self) -> bool:
-        """Whether it is the task that the paper has under this letter: the same name, kind, loss and error, and of
-        regression as many channels. What classes there are may differ, as it does between all data sets."""
+        """Whether it is the paper's task of this letter: the same name, kind, loss and error, and of regression as many
+        channels. What classes there are differs between all data sets."""
         own = TASKS.get(self.letter)
         fields = ("name", "kind", "loss_name", "error_name") + (() if self.kind == "classes" else ("channels",))
         return own is not None and all(getattr(self, field) == getattr(own, field) for field in fields)
@@ -86,8 +79,7 @@ class Task:
         ----------
         output : (B, C, H, W), logits or values.
         target : (B, H, W) class indices, or (B, C, H, W) values in the range of the output.
-        mask : (B, H, W) bool, true where the label is valid; None where all are. Where it is false the target may hold
-            anything: no class at all, NaN, infinity.
+        mask : (B, H, W) bool, true where the label is valid; None where all are. Elsewhere the target may be anything.
 
         Returns
         -------
@@ -111,12 +103,9 @@ class Task:
 
 
 Pixels = Callable[[Tensor, Tensor], Tensor]  # (B, C, H, W) output, target -> (B, H, W)
-# By name: the kind of task that they are for, and what they give for each pixel.
+# By name: the kind of task that they are for, of which the paper's stand first, and what they give for each pixel.
 LOSSES: dict[str, tuple[str, Pixels]] = {
-    "cross_entropy": (
-        "classes",
-        lambda output, target: F.cross_entropy(output, target.long(), reduction="none"),
-    ),
+    "cross_entropy": ("classes", lambda output, target: F.cross_entropy(output, target.long(), reduction="none")),
     "l1": ("regression", lambda output, target: (output - target).abs().mean(dim=1)),
     "squared": ("regression", lambda output, target: (output - target).square().mean(dim=1)),
 }
@@ -130,7 +119,6 @@ ERRORS: dict[str, tuple[str, Pixels | None]] = {
         lambda output, target: F.cosine_similarity(output, target, dim=1).clamp(-1, 1).acos().rad2deg(),
     ),
 }
-_DEFAULTS = {"classes": ("cross_entropy", "1 - mIoU"), "regression": ("l1", "squared error")}
 
 TASKS: dict[str, Task] = {
     task.letter: task
@@ -151,16 +139,8 @@ TASKS: dict[str, Task] = {
 
 
 def parse(tasks: str, allowed: str | None = None, name: str = "") -> str:
-    """Check a task set and return it: at least one ASCII letter, none twice.
-
-    Parameters
-    ----------
-    tasks : the letters.
-    allowed : the letters of the data set or model, where it is known; None for any.
-    name : of that data set or model, for the message.
-
-    Raises ValueError with the letters found and those allowed.
-    """
+    """The task set, if it is one: at least one ASCII letter, out of `allowed` where these are known, none twice; else a
+    ValueError, with the name of what allows them."""
     letters = set(tasks) if isinstance(tasks, str) else set()
     if not letters or letters - set(ascii_letters if allowed is None else allowed) or len(letters) < len(tasks):
         out_of = "ASCII letters" if allowed is None else f"letters out of {allowed!r}"
@@ -188,8 +168,8 @@ def definitions(model: object) -> dict[str, Task]:
 
 
 def under_mask(target: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, H, W) or (B, C, H, W): the target with 0 where the mask (B, H, W) is false. What it holds there may be no
-    class, or have no finite loss or gradient."""
+    """(B, H, W) or (B, C, H, W): the target with 0 where the mask (B, H, W) is false: it may be no class there, or have
+    no finite loss or gradient."""
     if mask is None:
         return target
     return torch.where(mask if target.dim() == mask.dim() else mask.unsqueeze(1), target, 0)
@@ -206,11 +186,10 @@ def mean_over_valid(pixels: Tensor, mask: Tensor | None, empty: float = 0.0) -> 
 
 def _one_minus_miou(predicted: Tensor, target: Tensor, mask: Tensor | None, classes: int) -> Tensor:
     """(B, H, W) class indices -> (B,): 1 - mean intersection over union of the classes present in the label."""
-    batch = target.shape[0]
     valid = torch.ones_like(target, dtype=torch.bool) if mask is None else mask
 
     def count(index: Tensor, where: Tensor) -> Tensor:
-        counts = torch.zeros(batch, classes, device=index.device)
+        counts = torch.zeros(len(index), classes, device=index.device)
         return counts.scatter_add_(1, index.flatten(1), where.flatten(1).float())
 
     labelled = count(target, valid)

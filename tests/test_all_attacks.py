@@ -1,7 +1,7 @@
 """What holds for every attack, and what the definition of each says."""
 
 import math
-from functools import partial
+from functools import partial, wraps
 
 import pytest
 import torch
@@ -545,14 +545,14 @@ def dense():
 
 
 def test_segpgd_weighs_wrong_pixels_more_from_step_to_step(dense):
-    """lambda = (t - 1) / (2 T): 0, 1/8, 2/8, 3/8 in a run of T = 4 gradients, then from the beginning."""
+    """lambda = (t - 1) / (2 T): 0, 1/8, 2/8, 3/8 in a run of T = 4 gradients."""
     model, targets, masks = dense
-    losses = attacks.task_losses(model, targets, masks, "s", dense="segpgd", steps=4)
+    losses = attacks.task_losses(model, targets, masks, "s", dense="segpgd")
     plain = attacks.task_losses(model, targets, masks, "s")
     images = torch.zeros(1, 3, 1, 4)
-    for t in (0, 1, 2, 3, 0):
+    for t in range(4):
         points = images.clone().requires_grad_()
-        rows = losses(points)
+        rows = losses(points, progress=t / 4)
         torch.testing.assert_close(rows, plain(images))  # the value stays the loss that is measured
         (found,) = torch.autograd.grad(rows.sum(), points)
         points = images.clone().requires_grad_()
@@ -560,7 +560,25 @@ def test_segpgd_weighs_wrong_pixels_more_from_step_to_step(dense):
         share = t / 8
         (by_hand,) = torch.autograd.grad(((1 - share) * (pixels[0] + pixels[1]) + share * pixels[2]) / 3, points)
         torch.testing.assert_close(found, by_hand)
-        losses(images)  # a look without a gradient is no step
+
+
+@pytest.mark.parametrize("attack", [attacks.pgd, attacks.mim, attacks.apgd])
+def test_an_attack_says_how_far_it_is_with_every_gradient_and_only_there(dense, attack):
+    """Whether the images want a gradient says nothing: the score of a point is no step."""
+    model, targets, masks = dense
+    losses = attacks.task_losses(model, targets, masks, "s", dense="segpgd")
+    given = []
+
+    @wraps(losses)
+    def listening(images, **progress):
+        given.append(progress.get("progress"))
+        return losses(images, **progress)
+
+    seen, points = attacks.recorded(listening)
+    attack(seen, torch.full((1, 3, 1, 4), 0.5), eps=0.1, step_size=0.03, steps=4, restarts=2, generator=seeded())
+    assert given == [0, 0.25, 0.5, 0.75, None] * 2
+    assert len(points) == len(given)
+    attacks.pgd(curved, grey(), eps=EPS, step_size=EPS, steps=2)  # other losses are asked with the images alone
 
 
 def test_cospgd_weighs_pixels_by_the_cosine_with_their_label(dense):
@@ -611,7 +629,7 @@ def test_any_attack_takes_the_losses_of_dense_classes_and_other_tasks_keep_their
     model = models.build("resnet18_small", "sd", seed=0).eval()
     images = grey(2, 16)
     targets = {"s": torch.randint(0, 18, (2, 16, 16)), "d": torch.rand(2, 1, 16, 16)}
-    losses = attacks.task_losses(model, targets, None, "sd", dense=kind, steps=3)
+    losses = attacks.task_losses(model, targets, None, "sd", dense=kind)
     for attack in (attacks.pgd, attacks.apgd, attacks.mim):
         found = attack(losses, images, eps=EPS, step_size=EPS / 2, steps=3, generator=seeded())
         assert (losses(found).sum(dim=0) > losses(images).sum(dim=0)).all()

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from mtrlib import batch, data, machine, models
 from mtrlib.data import decoding
-from mtrlib.studies import parameters
+from mtrlib.studies import parameters, rq3
 from mtrlib.tasks import parse
 
 OURS = Path(data.__file__).parents[1]
@@ -88,7 +88,7 @@ FREE = {"root", "store", "released", "output"}  # texts of any kind
 
 
 def smoke(name: str, tmp_path: Path) -> dict:
-    values = yaml.safe_load((PARAMETERS / "smoke" / f"{name}.yaml").read_text())
+    values = batch.read(PARAMETERS / "smoke")[name]
     if values.get("example"):
         values["root"] = str(data.write_example(tmp_path / "example", 2, 2))
     return values
@@ -124,10 +124,10 @@ values = st.recursive(
 @quick
 @given(drawn=st.data())
 def test_any_values_at_all_pass_or_are_refused_by_name(drawn):
-    good = yaml.safe_load((PARAMETERS / "smoke" / "rq3_task_weights.yaml").read_text())
+    good = batch.read(PARAMETERS / "smoke")["rq3_task_weights"]
     names = drawn.draw(st.lists(st.sampled_from(sorted(good)), min_size=1, max_size=3, unique=True))
     told = refusal(
-        lambda: parameters.check({**good, **{name: drawn.draw(values) for name in names}}, parameters.RQ3),
+        lambda: parameters.check({**good, **{name: drawn.draw(values) for name in names}}, rq3.RQ3),
     )
     assert told is None or any(name in told for name in names)
 

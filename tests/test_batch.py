@@ -23,17 +23,17 @@ from mtrlib.batch import cost
 from mtrlib.models.encoders import ENCODERS
 from mtrlib.specs import DataSpec, ModelSpec
 from mtrlib.studies import parameters
-from mtrlib.studies.selection import forward_operations
+from mtrlib.studies.rq4 import forward_operations
 
 REPOSITORY = Path(mtrlib.__file__).parents[1]
 RQ1 = "rq1_auxiliary_tasks"
 READS_THE_STORE = """
-from mtrlib.studies import parameters
+from mtrlib.studies import parameters, rq1
 from mtrlib import studies
 from mtrlib.store import Store
-p = parameters.check(globals(), parameters.RQ1)
-plan = studies.plan(Store(p.store), studies.rq1(p))
-assert plan["trained already"].all() and (plan["attacked already"] == plan.attacks).all()
+p = parameters.check(globals(), rq1.RQ1)
+plan = studies.plan(Store(p.store), rq1.cells(p))
+assert (plan["trained already"] == plan.models).all() and (plan["attacked already"] == plan.attacks).all()
 """
 # Put before each job: notes every epoch that is trained, and holds it until a file says go.
 WATCHED = """
@@ -81,16 +81,19 @@ def write_notebook(path: Path, *sources: str) -> None:
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
 
 
+SMOKE = batch.read(REPOSITORY / "params" / "smoke")  # before anything takes another repository
+
+
 def write_parameters(path: Path, **changes) -> None:
     """Those of the smoke tier, smaller."""
     values = {
-        **yaml.safe_load((REPOSITORY / "params" / "smoke" / path.name).read_text()),
+        **SMOKE[path.stem],
         **{"size": 16, "tasks": "sd", "train_images": 16, "test_images": 4, "epochs": 2, "batch_size": 8, "steps": 1},
         **{"precision": "float32", "output": "out"},
     }
     if path.stem == RQ1:
         few = {"panel_images": 2, "more_tasks": "", "steps_panel": [1, 2], "eps_panel": [4.0, 8.0]}
-        values |= {**few, "replicates": 1000}
+        values |= few
     path.write_text(yaml.safe_dump({**values, **changes}))
 
 
@@ -100,7 +103,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     for part in ("notebooks", "params/tiny", "before"):
         (folder / part).mkdir(parents=True)
-    write_notebook(folder / "notebooks" / f"{RQ1}.ipynb", READS_THE_STORE, "len(plan)")
+    write_notebook(folder / "notebooks" / f"{RQ1}.ipynb", READS_THE_STORE, "int(plan.models.sum())")
     write_notebook(folder / "notebooks" / "tour.ipynb", "text = 'broken'", "raise RuntimeError(text)", "1")
     for name in (RQ1, "tour"):
         write_parameters(folder / "params" / "tiny" / f"{name}.yaml")
@@ -144,7 +147,7 @@ def planned(text: str) -> dict[str, int]:
 def test_a_tier_needs_each_model_and_attack_once(tier):
     """Beside brute force: the sets of keys of all studies."""
     values = batch.read(REPOSITORY / "params" / tier)
-    assert set(values) == {path.stem for path in (REPOSITORY / "params" / tier).glob("*.yaml")}
+    assert set(values) == set(batch.NOTEBOOKS)
     found = batch.needs(values)
     models, attacks = set(), set()
     for name, given in values.items():
@@ -215,7 +218,7 @@ def test_unknown_names_are_said(place, capsys):
     (place / "params" / "other").mkdir()
     with pytest.raises(ValueError, match="Notebooks should be out of .*Found none"):
         batch.read("params/other")
-    for text, message in (("", "should hold names and values. Found None"), ("a: [", "tour.yaml is no YAML")):
+    for text, message in (("5", "should hold names and values. Found 5"), ("a: [", "tour.yaml is no YAML")):
         (place / "params" / "other" / "tour.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
             batch.read("params/other")

@@ -1,8 +1,10 @@
 """The benchmark runs and counts what it says; how fast this machine is, no test asks."""
 
+import ast
 import json
 import re
 from argparse import Namespace
+from importlib import import_module
 
 import pandas as pd
 import pytest
@@ -197,3 +199,19 @@ def test_gpu_measures_training_and_attack_with_and_without_compile(tmp_path, mon
     assert len(compiled) == runs.compiled.astype(bool).sum() == 2
     assert runs.groupby("encoder", sort=False).what.agg(list).tolist() == [["training", "PGD"] * 2, ["training", "PGD"]]
     assert runs["GFLOP/s"].gt(0).all()
+
+
+@pytest.mark.parametrize("path", sorted((machine.root() / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_benchmark_asks_of_the_library_is_there(path):
+    """Also in branches that no test runs, such as the choices of an option."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    rooms = {
+        alias.asname or alias.name: import_module(f"mtrlib.{alias.name}")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "mtrlib"
+        for alias in node.names
+    }
+    used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+    asked = {(node.value.id, node.attr) for node in used if node.value.id in rooms}
+    assert asked
+    assert not [f"{room}.{name}" for room, name in sorted(asked) if not hasattr(rooms[room], name)]

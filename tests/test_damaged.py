@@ -107,7 +107,8 @@ def test_damaged_errors_are_set_aside_and_measured_again(path, damage):
 def test_errors_of_a_model_that_came_out_otherwise_are_measured_again(path, source):
     """As where a damaged model is trained again on another machine: here the weights of another seed stand for it."""
     store = Store(path)
-    before = store.errors(SPEC, ATTACK, source=source)
+    wanted = Evaluation(model=SPEC, attack=ATTACK, source=source)
+    before = store.errors(wanted)
     changed, other = (SPEC, OTHER) if source is None else (OTHER, SPEC)
     folder, record = store.folder(changed), store.record(changed)
     weights = (store.folder(other) / "epoch_0002.safetensors").read_bytes()
@@ -115,13 +116,13 @@ def test_errors_of_a_model_that_came_out_otherwise_are_measured_again(path, sour
     record["history"][1]["sha256"] = hashlib.sha256(weights).hexdigest()
     sealed.seal(folder / "record.json", json.dumps(record).encode())
     with pytest.warns(UserWarning, match=f"models/{changed.key} epoch 2 is not what it was made from"):
-        after = Store(path).errors(SPEC, ATTACK, source=source)
+        after = Store(path).errors(wanted)
     assert not np.allclose(before.adversarial_loss, after.adversarial_loss)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pd.testing.assert_frame_equal(Store(path).errors(SPEC, ATTACK, source=source), after)
+        pd.testing.assert_frame_equal(Store(path).errors(wanted), after)
         shutil.rmtree(folder)  # errors stand for themselves where a model is not there
-        pd.testing.assert_frame_equal(Store(path).errors(SPEC, ATTACK, source=source), after)
+        pd.testing.assert_frame_equal(Store(path).errors(wanted), after)
 
 
 def test_every_bit_of_a_sealed_file_counts(tmp_path):

@@ -156,8 +156,11 @@ def test_a_read_only_cache_is_read_and_says_so_at_the_first_write(disk, monkeypa
     monkeypatch.setenv("MTRLIB_CACHE", str(disk.path / "cache"))
     layout = {"values": ((2, 2), np.float32)}
     entry = cache.entry("one", [], layout, lambda arrays: {1: "a note"})
+    longer = cache.entry("rows", [], layout, lambda arrays, first: {}, ["a", "b"])
     cache._checked.clear()
     disk.read_only()
+    fewer = {"values": ((1, 2), np.float32)}
+    assert cache.entry("rows", [], fewer, lambda *_: pytest.fail("made again"), ["a"]) == longer, "no lock is needed"
     assert cache.entry("one", [], layout, lambda _: pytest.fail("made again")) == entry
     assert cache.read(entry)[1] == {1: "a note"}
     with pytest.raises(OSError, match="cannot be written: Read-only file system"):

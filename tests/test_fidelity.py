@@ -154,7 +154,7 @@ def test_losses_are_averaged_over_all_pixels_and_that_of_s_is_weighted_by_class(
 
 
 def test_taskonomys_classes_have_the_published_weights():
-    weights = fidelity.class_weights(data.classes("taskonomy"))
+    weights = fidelity.class_weights(data.tasks("taskonomy")["s"].class_names)
     assert weights[:2].tolist() == pytest.approx([0, 0.542])
     assert len(weights) == 18
     assert 7.1 < weights[2:].min() < weights[2:].max() < 9.2

@@ -119,7 +119,7 @@ def test_definitions_come_from_the_description(root):
     assert (tasks["d"].name, tasks["d"].loss_name, tasks["d"].error_name) == ("z-depth", "squared", "absolute error")
     assert (tasks["v"].name, tasks["v"].channels, tasks["v"].unit) == ("flow", 2, "degrees")
     assert load(root, "vs").tasks == {"v": tasks["v"], "s": tasks["s"]}
-    assert data.classes("folder", root) == ("floor", "wall", "ball")
+    assert data.tasks("folder", root)["s"].class_names == ("floor", "wall", "ball")
     with pytest.raises(ValueError, match="letters out of 'sdv' for folder, at least one. Found tasks = 'sn'"):
         load(root, "sn")
 
@@ -158,6 +158,31 @@ def test_splits_by_folder_and_jpeg_images(tmp_path):
     assert (dataset.images == 99).all()
     assert (dataset.targets["s"] == 1).all()
     assert dataset.class_names == ("class 0", "class 1")
+
+
+def test_folders_of_any_name_and_ids_without_that_of_the_split(tmp_path):
+    label = {"letter": "s", "kind": "classes", "classes": 2, "files": "y/{folder}/{split}/{id}_l.png"}
+    what = {"images": "x/{split}/{folder}/{id}_i.png", "tasks": [label], "splits": {"train": "one", "test": "two"}}
+    for folder, name, value in (("b", "1", 0), ("a", "2", 1), ("a", "10", 0)):
+        save(tmp_path / "x" / "one" / folder / f"{name}_i.png", np.full((8, 8, 3), value, np.uint8))
+        save(tmp_path / "y" / folder / "one" / f"{name}_l.png", np.full((8, 8), value, np.uint8))
+    for ids, expected in (("{id}", ("1", "2", "10")), ("{split}/{id}", ("one/1", "one/2", "one/10"))):
+        write(tmp_path, what | {"ids": ids})
+        dataset = load(tmp_path, "s", size=8)
+        assert dataset.ids == expected
+        assert dataset.images[:, 0, 0, 0].tolist() == dataset.targets["s"][:, 0, 0].tolist() == [0, 1, 0]
+    shutil.copy(tmp_path / "x" / "one" / "b" / "1_i.png", tmp_path / "x" / "one" / "a" / "1_i.png")
+    with pytest.raises(ValueError, match="should have one image of an id. Found x/one/a/1_i.png and x/one/b/1_i.png"):
+        load(tmp_path, "s")
+
+
+def test_one_kind_of_png_and_raw_values_without_a_label(tmp_path):
+    mapped(tmp_path, values=[1, 2, 3], void=[0, 9], invalid=255, png="8-bit grey")
+    save(tmp_path / "s" / "0.png", np.uint8([[0, 3], [255, 9]]))
+    assert classes_of(tmp_path) == [None, 2, None, None]
+    save(tmp_path / "s" / "0.png", np.uint16([[0, 3], [255, 1]]))
+    with pytest.raises(ValueError, match="0.png should be 8-bit grey PNG. Found 16-bit grey PNG"):
+        classes_of(tmp_path)
 
 
 @pytest.mark.parametrize("upper", ["files", "patterns"])
@@ -390,6 +415,14 @@ def changed(number: int, **fields) -> dict:
     return {"tasks": [{key: value for key, value in task.items() if value is not None} for task in tasks]}
 
 
+def test_every_field_is_explained():
+    text = Path(description.__file__).with_name("fields.yaml").read_text()
+    what = description.Description(**yaml.safe_load(text))
+    assert what.definitions["c"].class_names == ("class 0", "class 1")
+    kinds = (description.Description, description.Label, description.Splits)
+    assert [name for kind in kinds for name in kind.model_fields if f"{name}:" not in text] == []
+
+
 DESCRIPTIONS = {
     "two tasks with one letter": (changed(1, letter="s"), "different letters, found 's' twice"),
     "two letters": (changed(0, letter="st"), "letter should be one ASCII letter. Found letter = 'st'"),
@@ -422,6 +455,13 @@ DESCRIPTIONS = {
     ),
     "a colour above 255": (changed(0, colors=[[0, 0, 256]]), "less than or equal to 255. Found 256"),
     "a colour as invalid": (changed(0, invalid=[0, 0, 0]), "invalid should be a number, or a colour where colors are"),
+    "void alone": (changed(0, void=[7]), "task s: void should be given beside values"),
+    "a value that is void": (changed(0, values=[0, 1, 2], void=[2]), "invalid should all differ, found 2 twice"),
+    "another PNG": (
+        changed(0, png="RGB"),
+        "png: Input should be '8-bit grey', '16-bit grey' or '8-bit RGB'. Found 'RGB'",
+    ),
+    "a folder of labels alone": (changed(0, files="{folder}/{id}.png"), "may hold {folder} where that of the images"),
     "a text as invalid": (changed(0, invalid="none"), "tasks.0.invalid: Input should be a valid number. Found 'none'"),
     "no splits": ({"splits": {"train": "a*"}}, "splits should have train and test, or ratio alone"),
     "ratio 1": ({"splits": {"ratio": 1.0}}, "less than 1. Found 1.0"),
@@ -506,18 +546,22 @@ def test_links_out_of_the_root_are_refused(root, tmp_path):
         load(root)
 
 
+def of_folder(root, **options) -> DataSpec:
+    return DataSpec(name="folder", root=str(root), digest=data.digest("folder", root), **options)
+
+
 def test_another_description_is_another_specification(root):
     """Results of a description that has changed are never taken again."""
-    spec = DataSpec(name="folder", root=str(root))
-    assert spec == DataSpec(name="folder", root=str(root))
+    spec = of_folder(root)
+    assert spec == of_folder(root)
     assert DataSpec.model_validate_json(spec.model_dump_json()) == spec
     keys = {spec.digest}
     for change in (changed(1, scale=0.002), {"splits": {"train": "list.txt", "test": "b*"}}):
         (root / "list.txt").write_text("a_2")
         write(root, described(**change))
-        keys.add(DataSpec(name="folder", root=str(root)).digest)
+        keys.add(of_folder(root).digest)
     (root / "list.txt").write_text("a_10")
-    keys.add(DataSpec(name="folder", root=str(root)).digest)
+    keys.add(of_folder(root).digest)
     assert len(keys) == 4
     assert None not in keys
     assert DataSpec().digest is None
@@ -532,17 +576,20 @@ def test_a_changed_scale_is_decoded_anew(root):
     torch.testing.assert_close(load(root, "d").targets["d"][valid] + 1, 2 * (before.targets["d"][valid] + 1))
 
 
-def test_specifications_know_the_letters_of_a_folder(root):
-    spec = DataSpec(name="folder", root=str(root), size=16)
-    assert ModelSpec(data=spec, tasks="vs").tasks == "vs"
-    with pytest.raises(ValidationError, match="letters out of 'sdv' for folder"):
-        ModelSpec(data=spec, tasks="sn")
-    with pytest.raises(ValidationError, match="dataset.yaml cannot be read"):
-        DataSpec(name="folder", root=str(root.parent))
+def test_specifications_read_no_file(root):
+    """They name the description by its digest; its letters are asked for where parameters are checked and data read."""
+    spec = DataSpec(name="folder", root="nowhere/at/all", digest="0123456789abcdef", size=16)
+    assert ModelSpec(data=spec, tasks="vx").tasks == "vx"
+    with pytest.raises(ValidationError, match="digest should be that of the description"):
+        DataSpec(name="folder", root=str(root))
+    with pytest.raises(ValueError, match="letters out of 'sdv' for folder"):
+        Store(root.parent / "store").data(ModelSpec(data=of_folder(root), tasks="sn"), "train")
+    with pytest.raises(ValueError, match="dataset.yaml cannot be read"):
+        of_folder(root.parent)
 
 
 def test_from_files_to_errors_with_a_new_task(root, tmp_path):
-    spec = ModelSpec(data=DataSpec(name="folder", root=str(root), size=16), tasks="vsd", epochs=1, batch_size=2)
+    spec = ModelSpec(data=of_folder(root, size=16), tasks="vsd", epochs=1, batch_size=2)
     store = Store(tmp_path / "store", device="cpu")
     errors = store.errors(spec, AttackSpec(tasks="vs", steps=2, images=4))
     assert errors.image_id.unique().tolist() == ["b_1"]

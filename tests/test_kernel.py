@@ -6,15 +6,14 @@ import sys
 
 import nbformat
 import pytest
-import yaml
 from IPython.core.interactiveshell import InteractiveShell
 from nbformat import v4
 
 from mtrlib import batch, machine
 
-SMOKE = yaml.safe_load((machine.root() / "params" / "smoke" / "rq1_auxiliary_tasks.yaml").read_text())
+SMOKE = batch.read(machine.root() / "params" / "smoke")["rq1_auxiliary_tasks"]
 CELL = "\n".join(f"{name} = {value!r}" for name, value in SMOKE.items())
-CHECK = "from mtrlib.studies import parameters\np = parameters.check(globals(), parameters.RQ1)"
+CHECK = "from mtrlib.studies import parameters, rq1\np = parameters.check(globals(), rq1.RQ1)"
 
 
 @pytest.fixture

@@ -17,13 +17,12 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 from oracles import script
 from safetensors import safe_open
 
-from mtrlib import data, figures, machine, sealed
+from mtrlib import batch, data, figures, machine, sealed
 from mtrlib.batch import report
 from mtrlib.claims import published
 from mtrlib.metrics.tables import write as write_tables
@@ -36,7 +35,7 @@ MODELS = [ModelSpec(data=DataSpec(size=16), tasks=tasks, **SMALL) for tasks in (
 ATTACKS = [AttackSpec(tasks="s", steps=steps, images=24) for steps in (4, 6)]
 NOTEBOOK = "new_dataset"  # it writes its data set first
 TINY = {"size": 16, "train_images": 16, "test_images": 6, "panel_images": 4, "epochs": 2, "batch_size": 8, "steps": 2}
-TINY |= {"tasks": "sd", "shown": 1, "replicates": 1000}
+TINY |= {"tasks": "sd", "shown": 1}
 STAGES = ("example", "cache", "store/models", "store/errors", "out")  # what it writes, in this order
 # Forks, for each line of its input, a process of its own: what the imports take is spent once. A process kills itself
 # where it is told to, which is the same place on any machine.
@@ -293,7 +292,7 @@ def test_what_a_killed_process_was_writing_does_not_stay(tmp_path):
 
 def notebook_values(folder: Path) -> dict:
     """The parameters of a run of the notebook whose files all lie in the folder; as `begin` of benchmarks/memory.py."""
-    smoke = yaml.safe_load((machine.root() / "params" / "smoke" / f"{NOTEBOOK}.yaml").read_text())
+    smoke = batch.read(machine.root() / "params" / "smoke")[NOTEBOOK]
     where = {"store": str(folder / "store"), "output": str(folder / "out"), "root": str(folder / "example")}
     return {**smoke, **TINY, **where}
 
@@ -315,7 +314,8 @@ def notebook(tmp_path_factory, server) -> tuple[dict[str, bytes], dict[str, int]
     folder = tmp_path_factory.mktemp("notebook")
     assert server.wait(server.start("notebook", folder, STAGES, 0)) == 0
     tables = written(folder)
-    assert sorted(tables) == [f"{NOTEBOOK}_checked.csv", f"{NOTEBOOK}_vulnerability.csv"]
+    names = ("against_single_task", "checked", "vulnerability")
+    assert sorted(tables) == [f"{NOTEBOOK}_{name}.csv" for name in names]
     return tables, json.loads((folder / "events").read_text())
 
 

@@ -3,28 +3,28 @@
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
-from mtrlib import claims, machine, metrics, studies
-from mtrlib.metrics import tables
+from mtrlib import batch, claims, machine, studies
+from mtrlib.metrics import estimates, tables
 from mtrlib.store import Store
-from mtrlib.studies import parameters
+from mtrlib.studies import parameters, rq3
 from mtrlib.studies.fidelity import CHANGES, TITLES, ladder, rungs
 
 TINY = {"size": 16, "train_images": 32, "epochs": 2, "test_images": 8, "panel_images": 8, "steps": 3}
 
 
-def smoke(**changes) -> parameters.Fidelity:
-    path = machine.root() / "params" / "smoke" / "fidelity.yaml"
-    return parameters.check({**yaml.safe_load(path.read_text()), **changes}, parameters.Fidelity)
+def smoke(**changes) -> ladder.Fidelity:
+    values = batch.read(machine.root() / "params" / "smoke")["fidelity"]
+    return parameters.check({**values, **changes}, ladder.Fidelity)
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """A whole ladder on models that are hardly trained: parameters, store and vulnerabilities."""
-    p = smoke(**TINY, replicates=1000)
+    """A whole ladder on models that are hardly trained: parameters, store, vulnerabilities and log ratios."""
+    p = smoke(**TINY)
     store = Store(tmp_path_factory.mktemp("store"), "cpu")
-    return p, store, ladder.run(store, p)
+    vulnerabilities, logs = ladder.run(store, p)
+    return p, store, estimates.interval(vulnerabilities).reset_index(), logs
 
 
 def test_the_two_ladders_go_from_end_to_end_by_single_changes():
@@ -59,18 +59,18 @@ def test_a_rung_changes_budgets_and_epochs_and_nothing_else():
 
 
 def test_models_are_those_of_rq3():
-    path = machine.root() / "params" / "smoke" / "rq3_task_weights.yaml"
-    rq3 = parameters.check(yaml.safe_load(path.read_text()), parameters.RQ3)
+    values = batch.read(machine.root() / "params" / "smoke")["rq3_task_weights"]
+    of_rq3 = parameters.check(values, rq3.RQ3)
     ours = {m.key for m in studies.models(ladder.cells(smoke()))}
-    assert ours <= {m.key for m in studies.models(studies.rq3(rq3))}
+    assert ours <= {m.key for m in studies.models(rq3.cells(of_rq3))}
     assert {m.tasks for m in studies.models(ladder.trained(smoke()))} == {"s", "d", "sd", "ds", "dE"}
 
 
 def test_the_lowest_rung_is_what_the_library_measures(ran):
     """Table 1 A by `studies.run` and `tables.vulnerabilities`, from other code for attack and errors."""
-    p, store, table = ran
+    p, store, table, logs = ran
     cells = [c for c in ladder.cells(p) if (c.panel, c.setting) == ("uniform", "pgd")]
-    theirs = tables.vulnerabilities(studies.run(store, cells), replicates=p.replicates)
+    theirs = tables.vulnerabilities(studies.run(store, cells))
     ours = table[(table.ladder == "adding") & (table.number == 0) & (table.table == "Table 1 A")]
     keys = ["attacked", "main", "auxiliary"]
     merged = ours.merge(theirs, on=keys)
@@ -81,8 +81,8 @@ def test_the_lowest_rung_is_what_the_library_measures(ran):
 
 
 def test_changes_move_the_tables_that_they_are_about(ran):
-    _, _, table = ran
-    effects = rungs.effects(table).set_index(["ladder", "change", "table"])
+    *_, table, logs = ran
+    effects = rungs.effects(logs).set_index(["ladder", "change", "table"])
     same = {
         "unmasked": list(ladder.TABLES.values()),
         "batch l2": ["Table 1 A", "Table 1 B", "Table 2 A, WGD", "Table 2 B, WGD"],
@@ -147,7 +147,7 @@ def test_changes_make_another_run_of_the_attacks_that_they_are_about():
 
 def test_a_ratio_of_means_is_that_of_every_cell(ran):
     """Of d, whose errors are of single images: computed anew from the errors of the run."""
-    p, store, _ = ran
+    p, store, *_ = ran
     cell = next(c for c in ladder.cells(p) if (c.setting, c.main, c.auxiliary) == ("pgd", "d", "d"))
     rows = ladder._read(ladder.measured(store, cell.evaluation, frozenset()), "d", frozenset())
     clean, adversarial = (rows[kind].error.to_numpy(float) for kind in ("clean", "adversarial"))
@@ -155,12 +155,14 @@ def test_a_ratio_of_means_is_that_of_every_cell(ran):
         (frozenset(), ((adversarial - clean) / clean).mean()),
         (frozenset({"means"}), adversarial.mean() / clean.mean() - 1),
     ):
-        table = ladder.vulnerabilities(store, p, changes).set_index(["setting", "main", "auxiliary"])
-        assert table.loc[("pgd", "d", "d"), "value"].item() == pytest.approx(expected, rel=1e-5)
+        table, logs = ladder.read(ladder.errors(store, p, changes), changes)
+        assert table.value["uniform", "pgd", "single", "d", "d"] == pytest.approx(expected, rel=1e-5)
+        of_means = logs.value["uniform", "pgd", "single", "d", "d"] == pytest.approx(np.log1p(expected), rel=1e-5)
+        assert of_means == ("means" in changes)
 
 
 def test_wgd_is_pgd_on_one_task_until_budgets_differ(ran):
-    _, _, table = ran
+    *_, table, logs = ran
     alone = table[(table.main == table.auxiliary) & (table.ladder == "adding")]
     alone = alone.pivot(index=["number", "main"], columns="setting", values="value")
     before = alone.loc[: list(CHANGES).index("eps 4")]
@@ -170,15 +172,15 @@ def test_wgd_is_pgd_on_one_task_until_budgets_differ(ran):
 
 
 def test_nothing_is_attacked_twice(ran):
-    p, store, table = ran
+    p, store, table, logs = ran
     files = {path: path.stat().st_mtime_ns for path in store.path.glob("fidelity/*/*")}
-    assert np.array_equal(ladder.run(store, p).value, table.value, equal_nan=True)
+    assert np.array_equal(ladder.run(store, p)[0].value, table.value, equal_nan=True)
     assert files == {path: path.stat().st_mtime_ns for path in store.path.glob("fidelity/*/*")}
 
 
 def test_verdicts_and_figures_of_every_rung(ran):
-    _, _, table = ran
-    climbed = rungs.climb(table)
+    *_, table, logs = ran
+    climbed = rungs.climb(logs)
     grids = {name: rungs.grid(climbed, name) for name in ("adding", "undoing")}
     for grid in grids.values():
         assert list(grid.index) == list(rungs.CLAIMS)
@@ -195,7 +197,7 @@ def test_verdicts_and_figures_of_every_rung(ran):
     labels = [text.get_text() for text in figure.axes[1].get_xticklabels()]
     assert labels[:2] == ["definitions", "+ weighted models: 1/3 of epochs"], "both panels begin at the definitions"
     assert "undoing" not in figure.axes[1].get_title(loc="left")
-    effects = rungs.effects(table)
+    effects = rungs.effects(logs)
     drawn = rungs.effect_sizes(effects, ["Table 1 A", "Table 1 B", "l2, 8/255"])
     seen = [axis for axis in drawn.axes if axis.get_visible()]
     assert [axis.get_title() for axis in seen] == ["Table 1 A", "Table 1 B", "l2, 8/255"]
@@ -214,7 +216,9 @@ def test_where_a_claim_stands_is_told_from_both_ends():
     for name, told in answers.items():
         first = "definitions" if name == "adding" else "all published"
         for step, (change, verdict) in enumerate(zip([first, *names], told, strict=True)):
-            rows.append({"ladder": name, "step": step, "change": change, "claim": "1.2", "verdict": verdict})
+            rows.append(
+                {"ladder": name, "step": step, "change": change, "claim": "1.2", "decides": True, "verdict": verdict}
+            )
     found = rungs.ends(pd.DataFrame(rows)).iloc[0]
     assert found["stands under"] == "definitions only"
     assert found["verdict turns, adding"] == TITLES["baseline"]
@@ -223,12 +227,16 @@ def test_where_a_claim_stands_is_told_from_both_ends():
 
 def test_tau_is_within_main_tasks():
     """Two main tasks: one keeps the order of its three cells, one turns round one of three pairs."""
-    keys = {"attacked": "single", "main": list("sssddd"), "auxiliary": list("sdndsn")}
-    one, other = (pd.DataFrame({**keys, "value": v}) for v in ([1.0, 2, 3, 10, 20, 30], [1.0, 2, 3, 10, 30, 20]))
-    for rows in (one, other):
-        rows["replicates"] = [np.full(3, v) for v in rows.value]
+    index = pd.MultiIndex.from_arrays([list("sssddd"), list("sdndsn")], names=["main", "auxiliary"])
+    columns = ["value", "seed 0", "image 0", "image 1"]
+    one, other = (
+        pd.DataFrame(dict.fromkeys(columns, np.log(v)), index) for v in ([1, 2, 3, 10, 20, 30], [1, 2, 3, 10, 30, 20])
+    )
     assert rungs.agreement(one, other)["tau"] == pytest.approx((3 + 1) / 6)
-    assert rungs.agreement(one, one) == {"tau": 1.0, "tau_low": 1.0, "tau_high": 1.0}
+    same = rungs.agreement(one, one)
+    assert (same["tau"], same["tau_low"], same["tau_high"]) == (1, 1, 1)
+    assert (same["ratio"], same["cells"]) == (1, 6)
+    assert rungs.agreement(one + np.log(3), one)["ratio"] == pytest.approx(3)
     assert np.isnan(rungs.agreement(one[:1], other[:1])["tau"])
 
 
@@ -237,32 +245,35 @@ def test_a_ratio_of_batches_pools_their_miou():
     rows = pd.DataFrame(
         {
             "batch": [0, 0, 1, 1],
-            "intersection": [[1, 0], [0, 2], [4, 0], [4, 0]],
-            "union": [[2, 0], [1, 2], [4, 0], [4, 0]],
+            "clean_intersection": [[1, 0], [0, 2], [4, 0], [4, 0]],
+            "clean_union": [[2, 0], [1, 2], [4, 0], [4, 0]],
         }
     )
     ones = np.ones((1, 4), int)
-    assert ladder._batch_errors(rows, ones) == pytest.approx([(1 / 3 * 2 + 0 * 2) / 4])
+    assert ladder._batch_errors(rows, "clean", ones) == pytest.approx([(1 / 3 * 2 + 0 * 2) / 4])
     twice = np.array([[2, 0, 1, 1]])  # the first image twice, the second not at all
-    assert ladder._batch_errors(rows, twice) == pytest.approx([(1 / 2 * 2 + 0) / 4])
+    assert ladder._batch_errors(rows, "clean", twice) == pytest.approx([(1 / 2 * 2 + 0) / 4])
 
 
-def test_batches_of_s_are_resampled_with_the_draws_of_the_other_tasks():
+def test_batches_of_s_count_like_images_where_they_are_alike():
     """Images whose mIoU is their share of one class: pooled, the error is a mean over images, as of any task."""
-    generator = np.random.default_rng(1)
-    right = {kind: generator.integers(1, 100, 12) for kind in ("clean", "adversarial")}
-    rows = {
-        kind: pd.DataFrame({"batch": 0, "intersection": [[n] for n in hits], "union": [[100]] * 12})
-        for kind, hits in right.items()
-    }
-    value, drawn = ladder._of_batches([rows, rows], 500)
-    clean, adversarial = (np.stack([1 - right[kind] / 100] * 2) for kind in ("clean", "adversarial"))
-    assert value == pytest.approx(metrics.relative_task_vulnerability(clean[0], adversarial[0], "ratio_of_means"))
-    np.testing.assert_allclose(drawn, metrics.bootstrap(clean, adversarial, "ratio_of_means", replicates=500))
+    g = np.random.default_rng(1)
+    rows = pd.DataFrame({"image_id": [f"{k:02d}" for k in range(12)], "batch": 0, "seed": 0})
+    rows = rows.assign(panel="uniform", setting="pgd", attacked="single", main="s", auxiliary="s")
+    for kind in ("clean", "adversarial"):
+        right = g.integers(1, 100, 12)
+        rows[f"{kind}_error"] = 1 - right / 100
+        rows[f"{kind}_intersection"], rows[f"{kind}_union"] = [[n] for n in right], [[100]] * 12
+    rows = pd.concat([rows, rows.assign(seed=1)])
+    found = ladder._of_batches(rows, rows.image_id.unique())
+    expected = estimates.estimates(rows, "ratio_of_means").loc["uniform"].iloc[0]
+    np.testing.assert_allclose(found, expected)
+    fewer = ladder._of_batches(rows[rows.image_id > "01"], rows.image_id.unique())
+    assert list(np.isnan(fewer)) == [False] * 3 + [True] * 2 + [False] * 10
 
 
 def test_heads_by_position_and_over_all_heads(ran):
-    p, store, _ = ran
+    p, store, *_ = ran
     positions = ladder.swapped(store, p).set_index(["pair", "task"])
     assert positions.loads["sd"].eq("fails").all()
     assert positions.loads["dE"].eq("with swapped heads").all()

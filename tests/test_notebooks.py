@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from mtrlib import data, machine
+from mtrlib import batch, data, machine
 
 ROOT = machine.root()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -47,7 +47,7 @@ def test_a_notebook_is_calls_and_reading_not_machinery(path):
     assert "parameters.check(globals()" in cells[1].source
     assert "tables.write(" in cells[-1].source, "the last cell is the sentinel that a run got to its end"
     source = "\n".join(cell.source for cell in cells)
-    assert sum(bool(line.strip()) for line in source.splitlines()) <= 130
+    assert sum(bool(line.strip()) for line in source.splitlines()) <= 100
     kinds = [type(node) for node in ast.walk(ast.parse(source))]
     assert kinds.count(ast.ClassDef) == 0
     assert kinds.count(ast.FunctionDef) <= 1
@@ -55,23 +55,20 @@ def test_a_notebook_is_calls_and_reading_not_machinery(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_the_laptop_tier_with_its_released_errors_is_the_default_of_the_notebook(path):
-    defaults: dict = {}
-    source = code_cells(path)[0].source
-    exec(source, defaults)
-    parameters = [node.target.id for node in ast.parse(source).body if isinstance(node, ast.AnnAssign)]
-    laptop = yaml.safe_load((ROOT / "params" / "laptop" / f"{path.stem}.yaml").read_text())
+    laptop, defaults = batch.read(ROOT / "params" / "laptop")[path.stem], batch.defaults(path.stem)
     shows_a_model = path.stem in ("tour", "new_dataset")  # so that it has to train one
     released = "" if shows_a_model else "results/laptop/errors.parquet"
-    assert {**laptop, "released": released} == {name: defaults[name] for name in parameters}
+    assert laptop == {**defaults, "released": ""}
+    assert defaults["released"] == released
     assert not released or (ROOT / released).is_file()
 
 
 def test_rq1_with_other_parameters(tmp_path):
     """Other tasks, an own store, two seeds: as a user runs it in batch, from another folder."""
     values = {
-        **yaml.safe_load((ROOT / "params" / "smoke" / "rq1_auxiliary_tasks.yaml").read_text()),
+        **batch.read(ROOT / "params" / "smoke")["rq1_auxiliary_tasks"],
         **{"tasks": "ED", "size": 16, "train_images": 48, "test_images": 8, "panel_images": 4, "epochs": 2},
-        **{"seeds": [3, 4], "steps": 3, "steps_panel": [1, 3], "eps_panel": [4.0, 16.0], "replicates": 1000},
+        **{"seeds": [3, 4], "steps": 3, "steps_panel": [1, 3], "eps_panel": [4.0, 16.0]},
         **{"store": str(tmp_path / "store"), "output": str(tmp_path / "out")},
     }
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(values))
@@ -94,7 +91,6 @@ def test_rq1_with_other_parameters(tmp_path):
 
 # Training and attacks of seconds, for what any tier has.
 TINY = {"size": 16, "train_images": 16, "test_images": 6, "panel_images": 4, "epochs": 1, "batch_size": 8, "steps": 2}
-TINY |= {"replicates": 1000}
 RQ1_TINY = {"steps_panel": [1, 2], "eps_panel": [4.0, 16.0]}
 RQ3_TINY = {"balancers": ["gradnorm"], "many_steps": 3, "square_queries": 5}
 
@@ -112,7 +108,7 @@ def test_notebooks_run_on_a_folder_with_three_parameters_changed(tmp_path, run_c
     folder = data.write_example(tmp_path / "mine", 16, 6)
     own = {"data": "folder", "root": str(folder), "tasks": tasks}
     values = {
-        **yaml.safe_load((ROOT / "params" / "smoke" / f"{name}.yaml").read_text()),
+        **batch.read(ROOT / "params" / "smoke")[name],
         **TINY,
         **tiny,
         **own,

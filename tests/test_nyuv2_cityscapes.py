@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision import datasets
 from tqdm import tqdm
 
 from mtrlib import data
-from mtrlib.data import decoding
+from mtrlib.data import decoding, description
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +97,7 @@ def test_the_number_of_classes_follows_the_files(tmp_path):
     for classes in (7, 19):
         write_arrays(tmp_path, "train", 3, 128, 256, classes)
         write_arrays(tmp_path, "val", 5, 128, 256, classes)
-        assert len(data.classes("cityscapes", tmp_path)) == classes
+        assert len(data.tasks("cityscapes", tmp_path)["s"].class_names) == classes
 
 
 def test_cityscapes_as_released(tmp_path):
@@ -130,3 +133,24 @@ def test_a_root_is_needed_and_must_be_there(tmp_path, name):
         data.load(name, tasks="s", split="train", size=32)
     with pytest.raises(ValueError, match="The folder of the data .root. is missing: .*nowhere"):
         data.load(name, tasks="s", split="train", size=32, root=tmp_path / "nowhere")
+
+
+def test_the_classes_of_the_official_release_are_those_of_its_authors():
+    """As torchvision lists them; every id is one of the 19 classes, or without a label."""
+    label = description.shipped("cityscapes")["official"].tasks[0]
+    kinds = {kind.id: kind for kind in datasets.Cityscapes.classes if kind.id >= 0}
+    told_apart = {number: kind for number, kind in kinds.items() if 0 <= kind.train_id < 19}
+    assert label.table == {number: told_apart[number].train_id if number in told_apart else -1 for number in kinds}
+    assert all(label.classes[kind.train_id] == kind.name for kind in told_apart.values())
+
+
+def test_archives_of_the_official_release_are_unpacked(tmp_path):
+    for top, name in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+        with zipfile.ZipFile(tmp_path / f"{top}_trainvaltest.zip", "w") as archive:
+            content = BytesIO()
+            Image.fromarray(np.full((8, 8, 3)[: 3 if top == "leftImg8bit" else 2], 7, np.uint8)).save(content, "PNG")
+            archive.writestr(f"{top}/train/ulm/ulm_0_{name}.png", content.getvalue())
+    dataset = data.load("cityscapes", tasks="s", split="train", size=8, root=tmp_path)
+    assert dataset.ids == ("ulm_0",)
+    assert (dataset.images == 7).all()
+    assert (dataset.targets["s"] == 0).all(), "road"

@@ -1,31 +1,51 @@
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 
-from mtrlib import batch, data, machine, rooms
+from mtrlib import batch, data, machine, rooms, studies
+from mtrlib.batch import cost
 from mtrlib.specs import DataSpec
 from mtrlib.store import Store
-from mtrlib.studies import parameters
+from mtrlib.studies import new_dataset, parameters, rq1
 
 PARAMETERS = machine.root() / "params"
 
 
 def smoke() -> dict:
-    return yaml.safe_load((PARAMETERS / "smoke" / "rq1_auxiliary_tasks.yaml").read_text())
+    return batch.read(PARAMETERS / "smoke")["rq1_auxiliary_tasks"]
+
+
+@pytest.mark.parametrize("notebook", batch.NOTEBOOKS)
+@pytest.mark.parametrize("tier", ["smoke", "laptop", "gpu", "paper"])
+def test_every_tier_is_valid(tier, notebook):
+    kind, study = batch.NOTEBOOKS[notebook]
+    p = parameters.check(batch.read(PARAMETERS / tier)[notebook], kind)
+    assert tier in p.output
+    if study:
+        assert study(p)
 
 
 @pytest.mark.parametrize("path", sorted(PARAMETERS.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_every_parameters_file_is_valid(path, tmp_path):
-    values = yaml.safe_load(path.read_text())
-    if values.get("example"):  # what the notebook does before its check
-        values["root"] = str(data.write_example(tmp_path, 2, 2))
-    kind, study = batch.NOTEBOOKS[path.stem]
-    p = parameters.check(dict(values), kind)
-    assert path.parent.name in p.output
-    if study:
-        assert study(p)
+def test_a_file_has_what_it_changes_and_nothing_else(path):
+    """All notebooks know the names in common.yaml; the others name what neither the notebook nor common.yaml say."""
+    values, common = (yaml.safe_load(p.read_text()) or {} for p in (path, path.with_name("common.yaml")))
+    for name in batch.NOTEBOOKS if path.stem == "common" else [path.stem]:
+        assert set(values) <= set(batch.defaults(name))
+    if path.stem != "common":
+        before = {**batch.defaults(path.stem), **common}
+        assert not [name for name, value in values.items() if value == before[name]]
+
+
+def test_papermill_takes_both_files_and_the_engine_the_same_values(tmp_path):
+    (tmp_path / "common.yaml").write_text("size: 16\nsteps: 2")
+    (tmp_path / "tour.yaml").write_text("steps: 3")
+    values = batch.read(tmp_path, ["tour"])["tour"]
+    assert values == {**batch.defaults("tour"), "size": 16, "steps": 3}
+    assert set(batch.read(tmp_path)) == set(batch.NOTEBOOKS)
+    assert "common.yaml params/$(TIER)/$*.yaml" in (machine.root() / "Makefile").read_text()
 
 
 @pytest.mark.parametrize(
@@ -64,12 +84,12 @@ def test_every_parameters_file_is_valid(path, tmp_path):
         ("seeds: []", "seeds: .*at least 1 item"),
         ("panel_images: 5000", "panel_images should be at most"),
         ("data: taskonomy", "root should be the folder of the taskonomy files"),
-        ("stepz: 5", "Unknown parameter stepz = 5. Allowed: data, root"),
+        ("stepz: 5", "Unknown parameter stepz = 5. Allowed: .*data, root"),
     ],
 )
 def test_what_is_wrong_is_said(text, message):
     with pytest.raises(ValueError, match=message):
-        parameters.check({**smoke(), **yaml.safe_load(text)}, parameters.RQ1)
+        parameters.check({**smoke(), **yaml.safe_load(text)}, rq1.RQ1)
 
 
 def test_paths_are_those_that_they_name(tmp_path, monkeypatch):
@@ -77,7 +97,7 @@ def test_paths_are_those_that_they_name(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("SET_HERE", str(tmp_path / "here"))
     named = {"root": "~/data", "store": "$SET_HERE/store", "released": "", "output": "${SET_HERE}/out"}
-    p = parameters.check({**smoke(), **named, "data": "taskonomy", "tasks": "sd"}, parameters.RQ1)
+    p = parameters.check({**smoke(), **named, "data": "taskonomy", "tasks": "sd"}, rq1.RQ1)
     assert p.folder == tmp_path / "home" / "data"
     assert (p.store, p.output) == (str(tmp_path / "here" / "store"), str(tmp_path / "here" / "out"))
     model, other = p.model("sd"), DataSpec(name="taskonomy", root=str(tmp_path / "home" / "data"), size=p.size)
@@ -92,8 +112,11 @@ def test_paths_are_those_that_they_name(tmp_path, monkeypatch):
     ("changes", "told"),
     [
         ({}, "new_dataset.yaml: .* Found other files in .*mine: set example to false to read your own data"),
-        ({"root": "none", "test_images": "8"}, "new_dataset.yaml: Parameter test should be a positive integer"),
-        ({"root": None}, "new_dataset.yaml: A path should be a text. Found None"),
+        (
+            {"root": "none", "test_images": "8"},
+            "new_dataset.yaml: Parameter test_images: .* a valid integer",
+        ),
+        ({"root": None}, "new_dataset.yaml: Parameter root: .* a valid string. Found None"),
         (
             {"data": "nyuv2", "tasks": "sdn"},
             "example should be false to read your own data, found true for data 'nyuv2'",
@@ -101,9 +124,9 @@ def test_paths_are_those_that_they_name(tmp_path, monkeypatch):
     ],
 )
 def test_an_example_is_no_data_of_ones_own(tmp_path, monkeypatch, changes, told):
-    """Said by the batch engine, which writes it, before anything is."""
+    """Said before anything is written."""
+    values = batch.read(PARAMETERS / "smoke")["new_dataset"]
     monkeypatch.setattr(machine, "root", lambda: tmp_path)
-    values = yaml.safe_load((PARAMETERS / "smoke" / "new_dataset.yaml").read_text())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("my own")
     with pytest.raises(ValueError, match=f"^{told}" if told.startswith("new") else told):
@@ -111,9 +134,28 @@ def test_an_example_is_no_data_of_ones_own(tmp_path, monkeypatch, changes, told)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "notes.txt"]
 
 
+def test_planning_writes_nothing(tmp_path, monkeypatch):
+    """Not even the example, whose description is known before; the models are those of the files to come."""
+    values = batch.read(PARAMETERS / "smoke")["new_dataset"]
+    monkeypatch.setattr(machine, "root", lambda: tmp_path)
+    shutil.copytree(PARAMETERS.parent / "notebooks", tmp_path / "notebooks", ignore=lambda *_: ["tour.ipynb"])
+    before = sorted(tmp_path.rglob("*"))
+    found = batch.needs({"new_dataset": {**values, "size": 64, "encoder": "timm/resnet10t"}})
+    table = cost.estimate(found)
+    p = found.parameters["new_dataset"]
+    assert len(batch.jobs(found)["trained"]) == len(table)
+    assert len(table) == studies.plan(found.store, new_dataset.cells(p)).models.sum()
+    assert (table.image_operations > 0).all()
+    assert sorted(tmp_path.rglob("*")) == before
+    p.write_example()
+    assert p.model("sd").data.digest == data.digest("folder", p.folder)
+    assert p.definitions == data.tasks("folder", p.folder)
+    assert [key for key in found.models] == list(batch.needs({"new_dataset": dict(p)}).models)
+
+
 def test_pretrained_is_passed_on_to_the_encoders_of_timm_alone():
     values = {**smoke(), "pretrained": True, "encoders": ["resnet18_small", "timm/convnext_atto"], "size": 64}
-    p = parameters.check(values, parameters.RQ1)
+    p = parameters.check(values, rq1.RQ1)
     assert not p.model("sd").pretrained
     assert p.model("sd", encoder="timm/convnext_atto").pretrained
 
@@ -121,12 +163,12 @@ def test_pretrained_is_passed_on_to_the_encoders_of_timm_alone():
 def test_tasks_without_labels_are_refused(monkeypatch):
     monkeypatch.setattr(rooms, "TASKS", "sd")
     with pytest.raises(ValueError, match="letters out of 'sd' for rooms"):
-        parameters.check({**smoke(), "tasks": "sk"}, parameters.RQ1)
+        parameters.check({**smoke(), "tasks": "sk"}, rq1.RQ1)
 
 
 def test_all_faults_are_told_at_once():
     with pytest.raises(ValueError) as error:
-        parameters.check({**smoke(), "stepz": 1, "steps": "x", "tasks": ""}, parameters.RQ1)
+        parameters.check({**smoke(), "stepz": 1, "steps": "x", "tasks": ""}, rq1.RQ1)
     assert len(str(error.value).splitlines()) == 3
 
 
@@ -134,27 +176,27 @@ def test_a_missing_parameter_is_named():
     values = smoke()
     del values["steps"]
     with pytest.raises(ValueError, match="Parameter steps is missing"):
-        parameters.check(values, parameters.RQ1)
+        parameters.check(values, rq1.RQ1)
 
 
 def test_what_is_no_parameter_is_not_taken_for_one():
     namespace = {**smoke(), "_private": 1, "os": __import__("os"), "function": len, "In": [], "Out": {}}
-    assert parameters.check(namespace, parameters.RQ1).steps == smoke()["steps"]
+    assert parameters.check(namespace, rq1.RQ1).steps == smoke()["steps"]
 
 
 def test_one_notebooks_check_does_not_excuse_another():
-    parameters.check(smoke(), parameters.RQ1)
+    parameters.check(smoke(), rq1.RQ1)
     for _ in range(20):
         with pytest.raises(ValueError, match="stepz"):
-            parameters.check({**smoke(), "stepz": 5}, parameters.RQ1)
+            parameters.check({**smoke(), "stepz": 5}, rq1.RQ1)
 
 
 def test_the_check_may_run_again_in_the_same_kernel():
     """A reader reruns cells: what later cells have set is no unknown parameter."""
     namespace = smoke()
-    parameters.check(namespace, parameters.RQ1)
+    parameters.check(namespace, rq1.RQ1)
     namespace["a_table"] = [1, 2]
-    parameters.check(namespace, parameters.RQ1)
+    parameters.check(namespace, rq1.RQ1)
 
 
 def test_after_the_check_no_table_is_cut():
@@ -165,7 +207,7 @@ def test_after_the_check_no_table_is_cut():
         pd.option_context("styler.render.max_elements", 100),
     ):
         assert "..." in wide._repr_html_()
-        parameters.check(smoke(), parameters.RQ1)
+        parameters.check(smoke(), rq1.RQ1)
         for html in (wide._repr_html_(), wide.style.to_html()):
             assert "..." not in html
             assert html.count("end</td>") == 80 * 30

@@ -10,9 +10,10 @@ from mtrlib import batch, machine, sealed, studies
 from mtrlib.__main__ import main
 from mtrlib.specs import AttackSpec, Evaluation, ModelSpec
 from mtrlib.store import Store, released, sources
+from mtrlib.studies import rq4
 
 TIER = {"size": 16, "train_images": 16, "test_images": 4, "panel_images": 2, "epochs": 3, "batch_size": 8, "steps": 2}
-TIER |= {"tasks": "sdn", "encoder": "resnet18_tiny", "replicates": 1000, "seeds": [0], "precision": "float32"}
+TIER |= {"tasks": "sdn", "encoder": "resnet18_tiny", "seeds": [0], "precision": "float32"}
 OWN = {
     "rq1_auxiliary_tasks": {
         "tasks": "sd",
@@ -35,7 +36,7 @@ def tier(tmp_path_factory, run_cells) -> Path:
     place = tmp_path_factory.mktemp("tier")
     (place / "params").mkdir()
     for name, own in OWN.items():
-        values = yaml.safe_load((machine.root() / "params" / "laptop" / f"{name}.yaml").read_text())
+        values = batch.read(machine.root() / "params" / "laptop")[name]
         kept = {"store": str(place / "store"), "output": str(place / "first")}
         (place / "params" / f"{name}.yaml").write_text(yaml.safe_dump({**values, **TIER, **own, **kept}))
     for name, values in batch.read(place / "params").items():
@@ -72,7 +73,7 @@ def test_the_file_is_the_errors_table_that_pandas_reads(tier):
     needs = again(tier, "read")
     assert rows.specification.nunique() == sum(map(len, needs.evaluations.values())) == rows.key.nunique()
     one = Evaluation.model_validate_json(rows.specification[0])
-    expected = Store(tier / "store").errors(one.model, one.attack, one.epoch, source=one.source)
+    expected = Store(tier / "store").errors(one)
     own = rows[rows.key == one.key].drop(columns=["key", "specification"])
     pd.testing.assert_frame_equal(own.reset_index(drop=True), expected)
     assert (tier / "errors.parquet").stat().st_size < 2e6
@@ -85,7 +86,7 @@ def test_what_was_not_released_is_trained_and_nothing_else(tier):
     spec = next(iter(needs.models.values()))
     assert needs.store.has_record(spec)
     assert not needs.store.has_model(spec)
-    trained = studies.train(needs.store, studies.rq4(needs.parameters["rq4_task_selection"]))
+    trained = studies.train(needs.store, rq4.cells(needs.parameters["rq4_task_selection"]))
     assert len(trained) == 12
     new = ATTACK.model_copy(update={"tasks": spec.tasks, "steps": 1})
     assert not needs.store.has_errors(spec, new)

@@ -14,7 +14,7 @@ import pytest
 
 from mtrlib import batch, figures, machine
 from mtrlib.batch import report
-from mtrlib.claims import published
+from mtrlib.claims import judging, published
 from mtrlib.metrics import tables
 from mtrlib.studies.fidelity import rungs
 
@@ -65,22 +65,21 @@ def test_claims_stand_with_their_verdicts(folder):
         assert f"{number} {claim}" in page
     for verdict, sign in report.SIGNS.items():
         assert f"{sign} {verdict}: {3 if verdict == 'open' else 1}" in page
+        assert f".{verdict.split()[0]} .verdict {{" in page, "each has its colour"
     assert "<li>pgd: 90% [80%, 95%]</li>" in page
     assert "&lt;b&gt;1&lt;/b&gt;" in page, "text of tables is text"
     assert "device cpu" in page or "device cuda" in page
 
 
-def test_the_finding_that_is_shown_is_one_that_decides(folder):
-    table = pd.read_csv(folder / "rq3_verdicts.csv", dtype=str, keep_default_na=False)
-    findings = [
-        "a: 1 [0, 2], asked above 0: as claimed",
-        "b: 5 [4, 6], asked above 9: against the claim, does not decide",
-        "c: 2 [1, 3], asked above 4: against the claim",
-    ]
-    table.loc[0, ["measured", "verdict"]] = ["; ".join(findings), "disagrees"]
-    tables.write(folder, "rq3", verdicts=table)
-    row = next(line for line in report.markdown(folder).split("\n") if line.startswith(f"| {table.number[0]} "))
-    assert row.endswith("| c: 2 [1, 3], asked above 4: against the claim (1 of 3 findings) | ✗ disagrees |")
+def test_the_finding_that_is_shown_is_one_that_decides(tmp_path):
+    about = [("a: x", 1, "agrees", True), ("b: x", 5, "disagrees", False), ("c, d: x", 2, "disagrees", True)]
+    rows = [("3.1", where, n, n - 1, n + 1, "above 4", decides, told, "") for where, n, told, decides in about]
+    rows.append(("3.2", "e: x", 1.0, 0.0, 2.0, "above 1.5 times", True, "open", "3 seeds"))
+    tables.write(tmp_path, "rq3", findings=pd.DataFrame(rows, columns=judging.COLUMNS))
+    shown = {line.split(" | ")[0][2:]: line for line in report.markdown(tmp_path).split("\n")}
+    assert shown["3.1"].endswith("| c, d: 2.00 [1.00, 3.00], asked above 4 | ✗ disagrees |")
+    assert shown["3.2"].endswith("| e: 1.00 [0, 2.00], asked above 1.5 times; needs 3 seeds | ? open |")
+    assert shown["3.3"].endswith("| - | – not measured here |")
 
 
 def test_the_readme_shows_the_committed_results():

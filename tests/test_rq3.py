@@ -1,36 +1,32 @@
 """RQ3: its study, tables, verdicts and the search for masked gradients."""
 
-import warnings
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from oracles import errors_of
 
-from mtrlib import attacks, machine, studies
-from mtrlib.claims import verdicts as claims
+from mtrlib import attacks, batch, machine, studies
 from mtrlib.metrics import tables
-from mtrlib.specs import AttackSpec, ModelSpec
+from mtrlib.specs import AttackSpec, Evaluation, ModelSpec
 from mtrlib.store import Store, evaluation
-from mtrlib.studies import masking, parameters
+from mtrlib.studies import masking, parameters, rq1, rq3
 from mtrlib.training import weights
 
 
 @pytest.fixture
-def p() -> parameters.RQ3:
-    path = machine.root() / "params" / "smoke" / "rq3_task_weights.yaml"
-    return parameters.check(yaml.safe_load(path.read_text()), parameters.RQ3)
+def p() -> rq3.RQ3:
+    values = batch.read(machine.root() / "params" / "smoke")["rq3_task_weights"]
+    return parameters.check(values, rq3.RQ3)
 
 
-def changed(p, **values) -> parameters.RQ3:
-    return parameters.RQ3(**{**p.model_dump(), **values})
+def changed(p, **values) -> rq3.RQ3:
+    return rq3.RQ3(**{**p.model_dump(), **values})
 
 
 def test_published_weights_tell_main_from_auxiliary_and_others_do_not(p):
     p = changed(p, tasks="nds", balancers=["gradnorm"], masked_pairs=["ds"])
-    trained = [(spec.weights, spec.tasks, spec.seed) for spec in studies.models(studies.rq3(p))]
+    trained = [(spec.weights, spec.tasks, spec.seed) for spec in studies.models(rq3.cells(p))]
     assert len(trained) == len(set(trained))
     of = {
         weights: {tasks for w, tasks, _ in trained if w == weights} for weights in ("uniform", "published", "gradnorm")
@@ -45,7 +41,7 @@ def test_tasks_without_published_weights_are_left_out_of_that_weighting_alone(p)
     some = changed(p, tasks="dsK", masked_pairs=["dK", "sd"], balancers=["gradnorm"])
     assert some.weightings == ["uniform", "published", "gradnorm"]
     assert some.without_published.startswith("No weights are published for dK, sK, Kd, Ks (main task first)")
-    cells = studies.rq3(some)
+    cells = rq3.cells(some)
     of = {w: {c.main + c.auxiliary for c in cells if c.panel == w} for w in some.weightings}
     assert of["uniform"] == of["gradnorm"] == {main + other for main in "dsK" for other in "dsK"}
     assert of["published"] == {"ss", "dd", "KK", "sd", "ds"}
@@ -53,14 +49,14 @@ def test_tasks_without_published_weights_are_left_out_of_that_weighting_alone(p)
     assert searched == [("uniform", "dK"), ("uniform", "sd"), ("published", "sd")]
     none = changed(p, tasks="KA", masked_pairs=["sd"], balancers=[])
     assert none.weightings == ["uniform"]
-    assert {spec.weights for spec in studies.models(studies.rq3(none))} == {"uniform"}
+    assert {spec.weights for spec in studies.models(rq3.cells(none))} == {"uniform"}
     assert not p.without_published
 
 
 def test_weights_of_your_own_are_one_weighting_more(p):
     own = changed(p, tasks="dK", masked_pairs=["dK"], balancers=[], own_weights={"dK": [1, 0.25]})
     assert own.weightings == ["uniform", "own"]
-    cells = [cell for cell in studies.rq3(own) if cell.panel == "own"]
+    cells = [cell for cell in rq3.cells(own) if cell.panel == "own"]
     (model,) = {cell.evaluation.model for cell in cells if cell.main != cell.auxiliary}
     assert model.tasks == "dK", "main task first"
     assert weights.task_weights(model.weights, model.tasks) == (1.0, 0.25)
@@ -73,16 +69,16 @@ def test_weights_of_your_own_are_one_weighting_more(p):
 
 
 def test_uniform_models_are_those_of_rq1(p):
-    path = machine.root() / "params" / "smoke" / "rq1_auxiliary_tasks.yaml"
-    rq1 = parameters.check(yaml.safe_load(path.read_text()), parameters.RQ1)
-    shared = {spec.key for spec in studies.models(studies.rq1(rq1))} & {
-        spec.key for spec in studies.models(studies.rq3(p))
+    values = batch.read(machine.root() / "params" / "smoke")["rq1_auxiliary_tasks"]
+    of_rq1 = parameters.check(values, rq1.RQ1)
+    shared = {spec.key for spec in studies.models(rq1.cells(of_rq1))} & {
+        spec.key for spec in studies.models(rq3.cells(p))
     }
     assert len(shared) == 3, "the models of s, d and both, which RQ1 leaves in the store"
 
 
 def test_cells_attack_what_they_say_with_the_same_budget_and_epoch(p):
-    for cell in studies.rq3(p):
+    for cell in rq3.cells(p):
         e = cell.evaluation
         assert set(e.attack.tasks) == ({cell.main} if cell.attacked == "single" else {cell.main, cell.auxiliary})
         assert e.epoch == p.epochs
@@ -94,7 +90,7 @@ def test_cells_attack_what_they_say_with_the_same_budget_and_epoch(p):
 
 
 def test_attacks_that_are_the_same_on_one_task_are_run_once(p):
-    cells = [c for c in studies.rq3(p) if (c.panel, c.main, c.auxiliary, c.attacked) == ("uniform", "s", "d", "single")]
+    cells = [c for c in rq3.cells(p) if (c.panel, c.main, c.auxiliary, c.attacked) == ("uniform", "s", "d", "single")]
     assert len(cells) == len(p.attacks)
     assert {cell.evaluation.attack.name for cell in cells} == {"pgd", "apgd", "mim"}
 
@@ -116,7 +112,7 @@ def test_attacks_that_are_the_same_on_one_task_are_run_once(p):
 )
 def test_parameters_that_make_no_sense_are_refused(p, values, message):
     with pytest.raises(ValueError, match=message):
-        parameters.check({**p.model_dump(), **values}, parameters.RQ3)
+        parameters.check({**p.model_dump(), **values}, rq3.RQ3)
 
 
 def attacked_errors(factors: dict[str, dict], images: int = 40) -> pd.DataFrame:
@@ -167,110 +163,28 @@ def test_the_worst_case_of_runs_is_that_of_the_ensemble(tiny, tmp_path):
 TWO_BY_TWO = {("s", "s"): 3.0, ("s", "d"): 2.0, ("d", "d"): 3.0, ("d", "s"): 2.0}
 
 
-def test_ratios_of_known_vulnerabilities():
-    """Vulnerability 1 (factor 2) under PGD, 2 (factor 3) under APGD: a ratio of 2 in each of the four cells."""
+@pytest.mark.filterwarnings("error")
+def test_ratios_of_known_errors():
+    """Errors grow by 2 under PGD, by 3 under Auto-PGD: a ratio of 1.5 in each of the four pairs."""
     errors = attacked_errors({"pgd": TWO_BY_TWO, "apgd": dict.fromkeys(TWO_BY_TWO, 3.0)})
-    table = tables.vulnerabilities(errors)
-    pairs = table[table.main != table.auxiliary]
-    ratios = tables.mean_ratio(tables.against(pairs, "setting", "pgd"), by=["setting", "attacked"])
+    ratios = tables.ratios(
+        errors[errors.main != errors.auxiliary], ["setting", "attacked"], same_models=True, setting="pgd"
+    )
     assert ratios.setting.to_list() == ["apgd", "apgd"]
-    assert ratios.ratio.to_list() == pytest.approx([2, 2], rel=0.02)
+    assert ratios.ratio.to_list() == pytest.approx([1.5, 1.5], rel=0.02)
     assert ratios.cells.to_list() == [2, 2]
-    assert (ratios.low > 1.8).all()
-    assert (ratios.high < 2.2).all()
-    assert claims.stronger(ratios, "3.2", 1.5).verdict.to_list() == ["agrees"] * 2
-    assert claims.stronger(ratios, "3.2", 2.5).verdict.to_list() == ["disagrees"] * 2
-    assert claims.stronger(ratios.assign(low=0.5), "3.2", 1.5).verdict.to_list() == ["open"] * 2
-    assert claims.stronger(ratios, "3.2", 1.5)["where"].to_list() == ["apgd, single", "apgd, joint"]
-
-
-def test_a_vulnerability_that_is_not_above_zero_has_no_ratio():
-    errors = attacked_errors({"pgd": {("s", "d"): 0.5, ("d", "s"): 2.0}, "apgd": {("s", "d"): 2.0, ("d", "s"): 3.0}})
-    table = tables.vulnerabilities(errors[errors.attacked == "single"])
-    ratios = tables.mean_ratio(tables.against(table, "setting", "pgd"), by=["setting"])
-    assert ratios.ratio[0] == pytest.approx(2, rel=0.02)
-    assert ratios.cells[0] == 1, "of two, one is left out"
-
-
-@pytest.mark.parametrize(
-    ("apgd", "wanted", "said"),
-    [
-        ([np.inf, 2.0, 3.0], (np.inf, 0, np.inf), ("infinite in the mean of 3 cells", "[0, infinite]")),
-        ([np.inf] * 3, (np.inf, np.inf, np.inf), ("infinite in the mean of 3 cells", "[infinite, infinite]")),
-        ([0.0, 2.0, 2.0], (2, 2, 2), ("2.00 times in the mean of 2 cells", "[2.00, 2.00]")),
-    ],
-)
-def test_an_infinite_vulnerability_is_said(apgd, wanted, said):
-    """Beside PGD's of 1 in each of three cells; a warning would be a fault."""
-    cells = pd.DataFrame({"setting": "apgd", "value": apgd, "baseline": 1.0})
-    cells["replicates"] = [np.full(50, value) for value in apgd]
-    cells["baseline_replicates"] = [np.ones(50)] * 3
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        (row,) = tables.mean_ratio(cells, by=["setting"]).itertuples()
-        assert (row.ratio, row.low, row.high) == pytest.approx(wanted)
-        found = claims.stronger(pd.DataFrame([row]), "3.2", 1.5).iloc[0]
-        assert (found.measured, found.interval) == said
-        below = cells.rename(columns={"value": "baseline", "baseline": "value"})
-        below = below.rename(columns={"replicates": "baseline_replicates", "baseline_replicates": "replicates"})
-        (row,) = tables.mean_ratio(below, by=["setting"]).itertuples()
-        assert row.ratio == pytest.approx(1 / wanted[0])
-        both = cells.assign(baseline=apgd, baseline_replicates=cells.replicates)
-        (row,) = tables.mean_ratio(both, by=["setting"]).itertuples()
-        assert row.cells == sum(np.isfinite(value) and value > 0 for value in apgd), "inf / inf is no ratio"
-
-
-def test_few_cells_that_differ_give_a_wide_ratio():
-    """Ratios of 1.5 and 3: images alone would give a narrow interval, resampled cells [1.5, 3]; Student's is wider."""
-    errors = attacked_errors({"pgd": TWO_BY_TWO, "apgd": {**TWO_BY_TWO, ("s", "d"): 2.5, ("d", "s"): 4.0}})
-    table = tables.vulnerabilities(errors[errors.attacked == "single"])
-    pairs = table[table.main != table.auxiliary]
-    (row,) = tables.mean_ratio(tables.against(pairs, "setting", "pgd"), by=["setting"]).itertuples()
-    assert row.ratio == pytest.approx(np.sqrt(1.5 * 3), rel=0.02)
-    assert row.low < 0.5
-    assert row.high > 10
-    one = tables.mean_ratio(tables.against(pairs[pairs.main == "s"], "setting", "pgd"), by=["setting"])
-    assert claims.stronger(one, "3.2", 1.1).verdict.to_list() == ["open"]
-
-
-def test_equivalence_needs_the_whole_interval_within_the_margin():
-    ratios = pd.DataFrame({"setting": ["a", "b", "c", "d"], "ratio": 1.0, "cells": 4})
-    ratios["low"], ratios["high"] = [0.9, 0.5, 1.3, 0.2], [1.1, 1.1, 1.5, 0.7]
-    verdicts = claims.equivalent(ratios, "3.3", 0.2).verdict.to_list()
-    assert verdicts == ["agrees", "open", "disagrees", "disagrees"]
+    assert (ratios.low > 1.45).all()
+    assert (ratios.high < 1.55).all()
 
 
 def test_weights_are_compared_at_the_same_attack_and_cell():
     uniform = attacked_errors({"pgd": TWO_BY_TWO})
     weighted = attacked_errors({"pgd": {("s", "d"): 1.5, ("d", "s"): 4.0}}).assign(panel="published")
-    table = tables.vulnerabilities(pd.concat([uniform, weighted]))
-    found = tables.against(table[table.main != table.auxiliary], "panel", "uniform")
+    found = tables.ratios(pd.concat([uniform, weighted]), ["attacked", "main"], panel="uniform")
+    assert (found.cells == 1).all()
     found = found[found.attacked == "single"].set_index("main")
-    assert found.difference["s"] == pytest.approx(-0.5, abs=0.02)
-    assert found.difference["d"] == pytest.approx(2, abs=0.02)
-    assert (found.panel == "published").all()
-
-
-EVERY = {
-    "all lower": ({"sd": 2.0, "ds": 2.0}, {"sd": 1.5, "ds": 1.5}, "agrees", "2 of 2 cells less vulnerable"),
-    "one higher": ({"sd": 2.0, "ds": 2.0}, {"sd": 1.5, "ds": 2.5}, "disagrees", "1 of 2 cells less vulnerable"),
-    "one the same": ({"sd": 2.0, "ds": 2.0}, {"sd": 1.5, "ds": 2.0}, "open", None),
-}
-
-
-@pytest.mark.parametrize("case", EVERY)
-def test_every_cell_is_lower_or_one_is_not(case):
-    """Two cells are enough, where both surely are: the claim is about these pairs."""
-    before, after, verdict, measured = EVERY[case]
-    frames = [
-        attacked_errors({"pgd": {tuple(cell): factor for cell, factor in factors.items()}}).assign(panel=panel)
-        for panel, factors in (("uniform", before), ("published", after))
-    ]
-    found = tables.against(tables.vulnerabilities(pd.concat(frames)), "panel", "uniform")
-    told = claims.every_helps(found[found.attacked == "single"], "3.1")
-    assert told.verdict.to_list() == [verdict]
-    assert measured in (None, told.measured[0])
-    assert told["where"].to_list() == ["pgd, single"]
+    assert found.ratio.to_dict() == pytest.approx({"s": 0.75, "d": 2.0}, rel=0.02)
+    assert found.high.eq(np.inf).all(), "one training says nothing of the next"
 
 
 def masking_errors(gains: dict[str, float], noise: float = 0.01, images: int = 40) -> pd.DataFrame:
@@ -356,13 +270,13 @@ def test_a_transfer_attack_is_made_on_its_source(tiny, tmp_path):
     attack = AttackSpec(tasks="s", steps=4, images=6)
     other = ModelSpec(**{**dict(tiny), "seed": 1})
     white = store.errors(tiny, attack)
-    transferred = store.errors(tiny, attack, source=other)
-    itself = store.errors(tiny, attack, source=tiny)
+    transferred = store.errors(Evaluation(model=tiny, attack=attack, source=other))
+    itself = store.errors(Evaluation(model=tiny, attack=attack, source=tiny))
     np.testing.assert_allclose(white.adversarial_loss, itself.adversarial_loss)
     np.testing.assert_allclose(white.clean_loss, transferred.clean_loss)
     of_s = white.task == "s"
     assert transferred[of_s].adversarial_loss.mean() < white[of_s].adversarial_loss.mean()
     assert set(transferred.attack) == {f"pgd on {other.key}"}
-    assert store.has_errors(tiny, attack, source=other)
+    assert store.has_errors(Evaluation(model=tiny, attack=attack, source=other))
     with pytest.raises(ValueError, match="source"):
-        store.errors(tiny, attack, source=ModelSpec(**{**dict(tiny), "tasks": "d"}))
+        Evaluation(model=tiny, attack=attack, source=ModelSpec(**{**dict(tiny), "tasks": "d"}))

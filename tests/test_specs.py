@@ -47,6 +47,7 @@ def test_wrong_values_are_refused(wrong):
 def test_an_evaluation_fits_its_model():
     model = ModelSpec(data=DataSpec(), tasks="sd", epochs=3)
     Evaluation(model=model, attack=AttackSpec(tasks="d"), epoch=2)
+    assert Evaluation(model=model, attack=AttackSpec(tasks="d")).epoch == 3, "the last unless given"
     with pytest.raises(ValidationError, match="attacked tasks"):
         Evaluation(model=model, attack=AttackSpec(tasks="sn"), epoch=3)
     with pytest.raises(ValidationError, match="epoch should be"):

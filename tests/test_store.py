@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mtrlib import training
-from mtrlib.specs import AttackSpec, ModelSpec
+from mtrlib.specs import AttackSpec, Evaluation, ModelSpec
 from mtrlib.store import Store
 
 ATTACK = AttackSpec(tasks="s", steps=2, images=5)
@@ -99,7 +99,10 @@ def test_errors_are_tidy_and_computed_once(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("mtrlib.store.evaluation.errors", lambda *_, **__: pytest.fail("attacked again"))
     pd.testing.assert_frame_equal(Store(tmp_path).errors(tiny, ATTACK), errors)
     assert store.has_errors(tiny, ATTACK)
-    assert not store.has_errors(tiny, ATTACK, epoch=1)
+    whole = Evaluation(model=tiny, attack=ATTACK)
+    assert (whole.epoch, store.has_errors(whole)) == (3, True)
+    pd.testing.assert_frame_equal(store.errors(whole), errors)
+    assert not store.has_errors(Evaluation(model=tiny, attack=ATTACK, epoch=1))
 
 
 @pytest.mark.parametrize("tasks", ["sp", "kA", "rKe"])

@@ -105,7 +105,7 @@ def test_order_ids_and_split(tree):
     assert load(tree, split="test").ids == ("a/point_1200_view_0",)
     assert load(tree, limit=2).ids == train.ids[:2]
     assert load(tree / "b").ids == ("point_2_view_0", "point_1199_view_0")
-    assert train.class_names == taskonomy.CLASSES == data.classes("taskonomy")
+    assert train.class_names == taskonomy.CLASSES == data.tasks("taskonomy")["s"].class_names
     assert len(taskonomy.CLASSES) == 18
     assert taskonomy.CLASSES[17] == "vase"
     for point, image in zip((2, 2, 10, 2, 1199), train.images, strict=True):
@@ -434,6 +434,24 @@ def test_a_changed_file_is_noticed_by_the_limits_that_reach_it_alone(tree, own_c
         assert changed == [row] * (row < limit)
 
 
+def test_a_frame_is_decoded_anew_when_its_own_files_change_and_no_other(tree, monkeypatch):
+    """Nor is one decoded twice where others are left out."""
+    before = load(tree, "d")
+    replace_file(file_of(tree / "a", "depth_zbuffer", 10), np.full((32, 32), 255, dtype=np.uint16))
+    seen, decode = [], taskonomy._decode
+    monkeypatch.setattr(taskonomy, "_decode", lambda *args: seen.append(args[1][0].path) or decode(*args))
+    after = load(tree, "d")
+    assert [Path(path).parts[-3] for path in seen] == ["a"]
+    changed = [not torch.equal(new, old) for new, old in zip(after.targets["d"], before.targets["d"], strict=True)]
+    assert changed == [False, False, True, False, False]
+    file_of(tree / "a", "depth_zbuffer", 2, 3).write_bytes(b"")
+    with pytest.warns(UserWarning, match="1 of 5 frames left out"):
+        rest = load(tree, "d", on_bad="skip")
+    assert len(seen) == 2, "the bad one"
+    assert rest.ids == after.ids[1:]
+    assert torch.equal(rest.targets["d"], after.targets["d"][1:])
+
+
 def test_a_bad_frame_behind_the_limit_is_of_no_concern(tree):
     file_of(tree / "b", "depth_zbuffer", 2).write_bytes(b"")
     with pytest.warns(UserWarning, match="1 of 5 frames left out"):
@@ -518,6 +536,8 @@ def test_full_disk_is_an_error(tree, monkeypatch):
         ({"root": "nowhere"}, "The folder of the data (root) is missing: {root}"),
         ({"root": "empty"}, "{root} should hold files [<building>/]rgb/point_<p>_view_<v>_domain_rgb.png"),
         ({"root": "b", "split": "test"}, "{root} has no frames to test"),
+        ({"size": None}, "Parameter size should be a positive integer. Found size = None."),
+        ({"limit": 0}, "Parameter limit should be a positive integer. Found limit = 0."),
     ],
 )
 def test_parameters_out_of_range(tree, options, text):

@@ -4,11 +4,11 @@ A loss is a callable from images (B, 3, H, W), in [0, 1], to (T, B): one row an 
 where no column depends on another image. The adversary maximises the sum of the rows: of one task ("single") or of
 several ("joint"; paper, "Adversarial attacks"; arXiv 2110.15053). Each image is attacked by itself: its result does
 not change with the batch around it, as far as its losses do not. Convolutions round differently in batches of another
-size, and where a gradient is nearly zero that turns its sign: in float32 the images found may then differ, while the
-joint losses they reach agree within .2 % (tested; in float64 images agree, too). Budgets and steps are in image units.
+size: in float32 the images may then differ, and the joint losses agree within .2 % (tested). Budgets and steps are in
+image units.
 
-Every attack takes the same keywords (`pgd` explains them), so that one can stand in the place of another, keeps the
-best point that it has seen, image by image, and leaves models as it found them:
+Every attack takes the keywords of `pgd`, so that one can stand in the place of another, keeps the best point that it
+has seen, image by image, and leaves models as they were:
 
     fgsm, bim, mim, pgd     along the gradient of the sum
     wgd, dgba               along the gradient of a sum that is weighted anew for each image and step
@@ -28,37 +28,6 @@ from mtrlib.attacks.losses import DENSE, Losses, recorded, task_losses
 from mtrlib.attacks.square import square
 
 # By the name that a parameters file gives. SegPGD and CosPGD are PGD on losses of their own, see `task_losses`.
-NAMED = {
-    "fgsm": fgsm,
-    "bim": bim,
-    "mim": mim,
-    "pgd": pgd,
-    "apgd": apgd,
-    "wgd": wgd,
-    "wgd_inverse": partial(wgd, rate="inverse"),
-    "wgd_apgd": partial(apgd, weigh=task_attack_rates),
-    "dgba": dgba,
-    "segpgd": pgd,
-    "cospgd": pgd,
-    "square": square,
-    "ensemble": ensemble,
-}
-
-__all__ = [
-    "DENSE",
-    "NAMED",
-    "NORMS",
-    "Losses",
-    "apgd",
-    "bim",
-    "dgba",
-    "ensemble",
-    "fgsm",
-    "mim",
-    "pgd",
-    "recorded",
-    "square",
-    "task_attack_rates",
-    "task_losses",
-    "wgd",
-]
+NAMED = {"fgsm": fgsm, "bim": bim, "mim": mim, "pgd": pgd, "apgd": apgd, "wgd": wgd}
+NAMED |= {"wgd_inverse": partial(wgd, rate="inverse"), "wgd_apgd": partial(apgd, weigh=task_attack_rates)}
+NAMED |= {"dgba": dgba, "segpgd": pgd, "cospgd": pgd, "square": square, "ensemble": ensemble}

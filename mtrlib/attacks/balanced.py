@@ -8,59 +8,34 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mtrlib.attacks.gradient import climb
+from mtrlib.attacks.gradient import pgd
 from mtrlib.attacks.losses import Losses
 
 RATES = ("definition", "inverse")
 
 
-def wgd(
-    losses: Losses,
-    images: Tensor,
-    *,
-    eps: float,
-    step_size: float,
-    steps: int,
-    norm: str = "linf",
-    restarts: int = 1,
-    random_start: bool = True,
-    generator: torch.Generator | None = None,
-    rate: str = "definition",
-) -> Tensor:
+def wgd(losses: Losses, images: Tensor, *, rate: str = "definition", **settings) -> Tensor:
     """Weighted gradient descent: `pgd` along the gradient of sum_i r_i(t) L_i, r from `task_attack_rates`.
 
     L_i(0) is the loss at the start of the run. With one attacked task this is `pgd`. The point kept is that with the
     highest unweighted sum of losses. Parameters and result as in `pgd`, and `rate` as in `task_attack_rates`.
     """
-    weigh = partial(task_attack_rates, rate=_checked(rate))
-    return climb(losses, images, eps, step_size, steps, norm, restarts, random_start, generator, weigh=weigh)
+    return pgd(losses, images, weigh=partial(task_attack_rates, rate=_checked(rate)), **settings)
 
 
-def dgba(
-    losses: Losses,
-    images: Tensor,
-    *,
-    eps: float,
-    step_size: float,
-    steps: int,
-    norm: str = "linf",
-    restarts: int = 1,
-    random_start: bool = True,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Dynamic gradient balancing: each step maximises, to first order, the mean over tasks of the relative change of
-    their losses.
+def dgba(losses: Losses, images: Tensor, **settings) -> Tensor:
+    """Dynamic gradient balancing: each step maximises, to first order, the mean over tasks of (L_i(x + step) - L_i(x))
+    / L_i(x).
 
-    To first order (L_i(x + step) - L_i(x)) / L_i(x) is the product of the step with the gradient of L_i over L_i, so
-    the step goes along sum_i gradient(L_i) / L_i, L_i being the loss at the current point; this solves the linear
+    That is a step along sum_i gradient(L_i) / L_i, L_i being the loss at the current point, which solves the linear
     programme of the paper coordinate by coordinate. A task whose loss is 0 takes no part in that step. The point kept
     is that with the highest unweighted sum of losses. Parameters and result as in `pgd`.
     """
-    return climb(losses, images, eps, step_size, steps, norm, restarts, random_start, generator, weigh=_one_over)
+    return pgd(losses, images, weigh=_one_over, **settings)
 
 
 def task_attack_rates(losses: Tensor, first: Tensor, rate: str = "definition") -> Tensor:
-    """The weights of the tasks in a step of `wgd`; also for the `weigh` of `apgd`.
+    """The weights of the tasks in a step of `wgd`, for the `weigh` of `pgd` and `apgd`.
 
     Parameters
     ----------
@@ -83,8 +58,7 @@ def task_attack_rates(losses: Tensor, first: Tensor, rate: str = "definition") -
 
 
 def _one_over(losses: Tensor, first: Tensor) -> Tensor:
-    small = 1e-12
-    return torch.where(losses > small, 1 / losses.clamp(min=small), 0.0)
+    return torch.where(losses > 1e-12, 1 / losses.clamp(min=1e-12), 0.0)
 
 
 def _checked(rate: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,16 +14,100 @@ NORMS = ("linf", "l2")
 Weigh = Callable[[Tensor, Tensor], Tensor]
 
 
-def ascent(losses: Losses, images: Tensor, weigh: Weigh | None, first: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The losses at `images`, (T, B), and the gradient of their weighted sum, (B, 3, H, W).
+@dataclass(frozen=True, eq=False)
+class Ball:
+    """The points within eps of each image, in `norm`, and in [0, 1]; `around` makes it. The lowest and highest values
+    that the dtype of the images has in it are `lower` and `upper`, (B, 3, H, W)."""
 
-    `weigh` takes the losses and the first ones of the run, both (T, B), to weights (T, B); None for 1. Weights are not
-    differentiated.
-    """
+    images: Tensor
+    eps: float
+    norm: str
+    lower: Tensor
+    upper: Tensor
+
+    def project(self, moved: Tensor) -> Tensor:
+        """The point of the ball for `moved`: in l2 first within eps, then into [0, 1]."""
+        if self.norm == "l2":
+            change = wide(moved) - self.images
+            moved = self.images + change * (self.eps * (1 - 1e-6) / length(change).clamp(min=1e-30)).clamp(max=1)
+        return torch.clamp(moved, self.lower, self.upper).to(self.images.dtype)
+
+    def starts(self, restarts: int, random_start: bool, generator: torch.Generator | None) -> Iterator[Tensor]:
+        """Where the runs of an attack begin; nowhere with a budget of 0."""
+        for restart in range(restarts if self.eps else 0):
+            random = random_start or restart > 0
+            yield self.project(self.images + self.noise(generator)) if random else self.images
+
+    def noise(self, generator: torch.Generator | None) -> Tensor:
+        """(1, 3, H, W): a change drawn uniformly from the ball around zero."""
+        device = self.images.device if generator is None else generator.device
+        shape = (1, *self.images.shape[1:])
+        if self.norm == "linf":
+            noise = torch.rand(shape, generator=generator, device=device) * 2 - 1
+        else:
+            noise = torch.randn(shape, generator=generator, device=device)
+            radius = torch.rand((), generator=generator, device=device) ** (1 / noise.numel())
+            noise = noise / length(noise) * radius
+        return (self.eps * noise).to(self.images)
+
+    def inside(self, points: Tensor) -> Tensor:
+        """In l2, take back what rounding added to the length of a perturbation: shrink it and, where that is rounded up
+        again, leave out its largest changes until the rest is inside."""
+        if self.norm == "linf":
+            return points
+        change = points.double() - self.images.double()
+        size = length(change)
+        shrunk = (self.images.double() + change * (self.eps * (1 - 1e-4) / size.clamp(min=1e-300))).clamp(0, 1)
+        points = torch.where(size > self.eps, shrunk.to(points.dtype), points)
+        change = points.double() - self.images.double()
+        good = length(change) <= self.eps
+        if good.all():
+            return points
+        squares, order = change.square().flatten(1).sort(dim=1)
+        fits = squares.cumsum(dim=1) <= self.eps**2 * (1 - 1e-12)
+        fits = torch.zeros_like(fits).scatter(1, order, fits).view_as(points)
+        return torch.where(good | fits, points, self.images)
+
+
+def around(images: Tensor, eps: float, norm: str, *, steps: int, step_size: float = 0.0, restarts: int = 1) -> Ball:
+    """The ball, once the parameters of an attack are checked: ValueError for one out of its range."""
+    refuse_inference(images)
+    if images.dim() != 4 or not images.is_floating_point():
+        raise ValueError(f"Parameter images should be float (B, 3, H, W). Found {images.dtype} {tuple(images.shape)}.")
+    if images.numel() and not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(
+            f"Parameter images should lie in [0, 1]. Found values from {images.min().item()} to {images.max().item()}."
+        )
+    if norm not in NORMS:
+        raise ValueError(f"Parameter norm should be one of {', '.join(NORMS)}. Found norm = {norm!r}.")
+    for name, value in {"eps": eps, "step_size": step_size, "steps": steps, "restarts": restarts}.items():
+        least = 1 if name == "restarts" else 0
+        if not least <= value < float("inf"):
+            raise ValueError(f"Parameter {name} should be finite and at least {least}. Found {name} = {value!r}.")
+    images = images.detach()
+    return Ball(images, eps, norm, *_box(images, eps if norm == "linf" else float("inf")))
+
+
+def _box(images: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The lowest and highest values within eps of the images and in [0, 1] that the dtype has: rounding never adds."""
+    rounded = torch.tensor(eps, dtype=images.dtype)
+    eps = (rounded if rounded.double() <= eps else torch.nextafter(rounded, torch.zeros_like(rounded))).item()
+    lower, upper = (images - eps).clamp(min=0), (images + eps).clamp(max=1)
+    lower = torch.where(images.double() - lower.double() > eps, torch.nextafter(lower, images), lower)
+    upper = torch.where(upper.double() - images.double() > eps, torch.nextafter(upper, images), upper)
+    return lower, upper
+
+
+def ascent(
+    losses: Losses, images: Tensor, weigh: Weigh | None, first: Tensor | None, progress: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The losses at `images`, (T, B), and the gradient of their sum weighted by `weigh` (see `pgd`), (B, 3, H, W).
+    `first` are the losses at the start of the run, None there; losses that are `scheduled` are given the share of it
+    done."""
     images = images.detach().requires_grad_()
     with torch.enable_grad():
-        rows = checked(losses(images), images)
-        now = rows.detach()
+        rows = losses(images, progress=progress) if getattr(losses, "scheduled", False) else losses(images)
+        now = checked(rows, images).detach()
         weighted = rows if weigh is None else weigh(now, now if first is None else first) * rows
         (gradient,) = torch.autograd.grad(weighted.sum(), images)
     return now, gradient
@@ -50,35 +135,18 @@ def checked(rows: Tensor, images: Tensor) -> Tensor:
 
 def nothing_yet(images: Tensor) -> tuple[Tensor, Tensor]:
     """The best point and its loss before an attack begins; any loss that is a number is better."""
-    return images, images.new_full(images.shape[:1], -float("inf"), dtype=torch.float64)
-
-
-def check(images: Tensor, eps: float, step_size: float, steps: int, norm: str, restarts: int) -> None:
-    refuse_inference(images)
-    if images.dim() != 4 or not images.is_floating_point():
-        raise ValueError(f"Parameter images should be float (B, 3, H, W). Found {images.dtype} {tuple(images.shape)}.")
-    if images.numel() and not (images.min() >= 0 and images.max() <= 1):
-        raise ValueError(
-            f"Parameter images should lie in [0, 1]. Found values from {images.min().item()} to {images.max().item()}."
-        )
-    if norm not in NORMS:
-        raise ValueError(f"Parameter norm should be one of {', '.join(NORMS)}. Found norm = {norm!r}.")
-    for name, value in {"eps": eps, "step_size": step_size, "steps": steps, "restarts": restarts}.items():
-        least = 1 if name == "restarts" else 0
-        if not least <= value < float("inf"):
-            raise ValueError(f"Parameter {name} should be finite and at least {least}. Found {name} = {value!r}.")
+    return images.clone(), images.new_full(images.shape[:1], -float("inf"), dtype=torch.float64)
 
 
 def keep(best: Tensor, best_loss: Tensor, current: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
     """Image by image, the point with the higher loss; a loss that is not a number never wins."""
     better = loss > best_loss
-    return torch.where(spread(better), current, best), torch.where(better, loss.to(best_loss.dtype), best_loss)
+    return torch.where(per_image(better), current, best), torch.where(better, loss.to(best_loss.dtype), best_loss)
 
 
 def direction(gradient: Tensor, norm: str) -> Tensor:
-    """The steepest ascent of length one in the norm, image by image; zero for an image without gradient.
-
-    A value of the gradient that is not a number counts as none."""
+    """The steepest ascent of length one in the norm, image by image; zero for an image without gradient. A value that
+    is not a number counts as 0."""
     gradient = wide(gradient).nan_to_num()
     if norm == "linf":
         return gradient.sign()
@@ -97,65 +165,6 @@ def of_unit_sum(gradient: Tensor) -> Tensor:
     return gradient / torch.where(total > 0, total, 1)
 
 
-def project(
-    moved: Tensor, images: Tensor, eps: float, norm: str, lower: Tensor | float, upper: Tensor | float
-) -> Tensor:
-    """The point of the ball and of [0, 1] for `moved`: in l2 first into the ball, then into the range."""
-    if norm == "l2":
-        change = wide(moved) - images
-        moved = images + change * (eps * (1 - 1e-6) / length(change).clamp(min=1e-30)).clamp(max=1)
-    return torch.clamp(moved, lower, upper).to(images.dtype)
-
-
-def box(images: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The lowest and highest values within eps of the images and in [0, 1] that the dtype has: rounding never adds."""
-    eps = _rounded_down(eps, images.dtype)
-    lower, upper = (images - eps).clamp(min=0), (images + eps).clamp(max=1)
-    exact = images.double()
-    lower = torch.where(exact - lower.double() > eps, torch.nextafter(lower, images), lower)
-    upper = torch.where(upper.double() - exact > eps, torch.nextafter(upper, images), upper)
-    return lower, upper
-
-
-def _rounded_down(eps: float, dtype: torch.dtype) -> float:
-    """The largest number of the dtype that is at most eps."""
-    value = torch.tensor(eps, dtype=dtype)
-    if value.double() > eps:
-        value = torch.nextafter(value, torch.zeros_like(value))
-    return value.item()
-
-
-def inside(best: Tensor, images: Tensor, eps: float, norm: str) -> Tensor:
-    """In l2, take back what rounding added to the length of a perturbation: shrink it and, where that is rounded up
-    again, leave out its largest changes until the rest is inside."""
-    if norm == "linf":
-        return best
-    change = best.double() - images.double()
-    size = length(change)
-    shrunk = (images.double() + change * (eps * (1 - 1e-4) / size.clamp(min=1e-300))).clamp(0, 1).to(best.dtype)
-    best = torch.where(size > eps, shrunk, best)
-    good = length(best.double() - images.double()) <= eps
-    if good.all():
-        return best
-    squares, order = (best.double() - images.double()).square().flatten(1).sort(dim=1)
-    fits = squares.cumsum(dim=1) <= eps**2 * (1 - 1e-12)
-    fits = torch.zeros_like(fits).scatter(1, order, fits).view_as(best)
-    return torch.where(good | fits, best, images)
-
-
-def random_start(images: Tensor, eps: float, norm: str, generator: torch.Generator | None) -> Tensor:
-    """(1, 3, H, W): a point drawn uniformly from the ball around zero."""
-    device = images.device if generator is None else generator.device
-    shape = (1, *images.shape[1:])
-    if norm == "linf":
-        noise = torch.rand(shape, generator=generator, device=device) * 2 - 1
-    else:
-        noise = torch.randn(shape, generator=generator, device=device)
-        radius = torch.rand((), generator=generator, device=device) ** (1 / noise.numel())
-        noise = noise / length(noise) * radius
-    return (eps * noise).to(images)
-
-
 def wide(values: Tensor) -> Tensor:
     """In float32 at least: squares and sums of half precision vanish and overflow."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
@@ -166,5 +175,6 @@ def length(values: Tensor) -> Tensor:
     return values.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
 
 
-def spread(values: Tensor) -> Tensor:
+def per_image(values: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1), beside images."""
     return values.view(-1, 1, 1, 1)

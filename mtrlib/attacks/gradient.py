@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtrlib.attacks import ball
+from mtrlib.attacks.ball import Weigh, around, ascent, direction, keep, nothing_yet, of_unit_sum, score
 from mtrlib.attacks.losses import Losses
 
 
@@ -22,6 +22,8 @@ def pgd(
     restarts: int = 1,
     random_start: bool = True,
     generator: torch.Generator | None = None,
+    decay: float | None = None,
+    weigh: Weigh | None = None,
 ) -> Tensor:
     """Projected gradient descent: ascend the joint loss by steps of fixed length, stay in the ball and in [0, 1].
 
@@ -39,107 +41,44 @@ def pgd(
     norm : "linf" (steps along the sign of the gradient) or "l2" (along the gradient, normalised for each image).
     restarts : number of runs, each from a start of its own.
     random_start : start from a random point of the ball; else the first run starts from the image itself.
-    generator : of the random starts. One start is drawn a restart and serves every image, so that an image has the
-        same start in whatever batch it comes.
+    generator : of the random starts. One a restart serves every image: it has the same start in whatever batch it
+        comes.
+    decay : at least 0, how much of the earlier directions is kept (see `mim`); None for steps along the gradient alone.
+    weigh : weights of the tasks in each step, from their losses at the current point and at the start, both (T, B),
+        such as `task_attack_rates`; None for 1.
 
     Returns
     -------
-    (B, 3, H, W), of the dtype and on the device of the images, in [0, 1] and at most eps from them.
+    Adversarial images (B, 3, H, W), in [0, 1] and within eps of `images`.
     """
-    return climb(losses, images, eps, step_size, steps, norm, restarts, random_start, generator)
-
-
-def bim(
-    losses: Losses,
-    images: Tensor,
-    *,
-    eps: float,
-    step_size: float,
-    steps: int,
-    norm: str = "linf",
-    restarts: int = 1,
-    random_start: bool = False,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """The basic iterative method, or I-FGSM: `pgd` from the image itself. Parameters and result as there."""
-    return climb(losses, images, eps, step_size, steps, norm, restarts, random_start, generator)
-
-
-def fgsm(
-    losses: Losses,
-    images: Tensor,
-    *,
-    eps: float,
-    step_size: float | None = None,
-    steps: int = 1,
-    norm: str = "linf",
-    restarts: int = 1,
-    random_start: bool = False,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """The fast gradient method: one step of length eps from the image itself, if that raises the joint loss.
-
-    Parameters and result as in `pgd`; `step_size` and `steps` are without effect.
-    """
-    return climb(losses, images, eps, eps, 1, norm, restarts, random_start, generator)
-
-
-def mim(
-    losses: Losses,
-    images: Tensor,
-    *,
-    eps: float,
-    step_size: float,
-    steps: int,
-    norm: str = "linf",
-    restarts: int = 1,
-    random_start: bool = False,
-    generator: torch.Generator | None = None,
-    decay: float = 1.0,
-) -> Tensor:
-    """The momentum iterative method, MI-FGSM: steps along g <- decay g + gradient / ||gradient||_1.
-
-    Parameters and result as in `pgd`, and `decay`, at least 0: how much of the earlier directions is kept.
-    """
-    if not decay >= 0:
+    ball = around(images, eps, norm, step_size=step_size, steps=steps, restarts=restarts)
+    if decay is not None and not decay >= 0:
         raise ValueError(f"Parameter decay should be at least 0. Found decay = {decay!r}.")
-    return climb(losses, images, eps, step_size, steps, norm, restarts, random_start, generator, decay=decay)
-
-
-def climb(
-    losses: Losses,
-    images: Tensor,
-    eps: float,
-    step_size: float,
-    steps: int,
-    norm: str,
-    restarts: int,
-    random_start: bool,
-    generator: torch.Generator | None,
-    *,
-    decay: float | None = None,
-    weigh: ball.Weigh | None = None,
-) -> Tensor:
-    """The loop under the attacks that take steps of fixed length: with momentum, or over weighted losses."""
-    ball.check(images, eps, step_size, steps, norm, restarts)
-    images = images.detach()
-    if eps == 0:
-        return images.clone()
-    limits = ball.box(images, eps if norm == "linf" else float("inf"))
-    best, best_loss = ball.nothing_yet(images)
-    for restart in range(restarts):
-        current = images
-        if random_start or restart > 0:
-            start = images + ball.random_start(images, eps, norm, generator)
-            current = ball.project(start, images, eps, norm, *limits)
+    best = nothing_yet(ball.images)
+    for current in ball.starts(restarts, random_start, generator):
         first, velocity = None, 0.0
-        for _ in range(steps):
-            rows, direction = ball.ascent(losses, current, weigh, first)
+        for step in range(steps):
+            rows, gradient = ascent(losses, current, weigh, first, step / steps)
             first = rows if first is None else first
-            best, best_loss = ball.keep(best, best_loss, current, rows.sum(dim=0))
+            best = keep(*best, current, rows.sum(dim=0))
             if decay is not None:
-                velocity = direction = decay * velocity + ball.of_unit_sum(direction)
-            moved = current + step_size * ball.direction(direction, norm)
-            current = ball.project(moved, images, eps, norm, *limits)
-        best, best_loss = ball.keep(best, best_loss, current, ball.score(losses, current))
-    return ball.inside(best, images, eps, norm)
+                velocity = gradient = decay * velocity + of_unit_sum(gradient)
+            current = ball.project(current + step_size * direction(gradient, norm))
+        best = keep(*best, current, score(losses, current))
+    return ball.inside(best[0])
+
+
+def bim(losses: Losses, images: Tensor, *, random_start: bool = False, **settings) -> Tensor:
+    """The basic iterative method: `pgd` from the image itself."""
+    return pgd(losses, images, random_start=random_start, **settings)
+
+
+def fgsm(losses: Losses, images: Tensor, *, eps: float, random_start: bool = False, **settings) -> Tensor:
+    """The fast gradient method: one step of length eps from the image itself, if that raises the joint loss.
+    `step_size` and `steps` may be left out and are without effect."""
+    return pgd(losses, images, eps=eps, random_start=random_start, **settings | {"step_size": eps, "steps": 1})
+
+
+def mim(losses: Losses, images: Tensor, *, decay: float = 1.0, random_start: bool = False, **settings) -> Tensor:
+    """The momentum iterative method, MI-FGSM: `pgd` along g <- decay g + gradient / ||gradient||_1."""
+    return pgd(losses, images, decay=decay, random_start=random_start, **settings)

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from mtrlib.attacks import ball
+from mtrlib.attacks.ball import around, direction, keep, nothing_yet, score, wide
 from mtrlib.attacks.losses import Losses
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: where p is halved
@@ -27,37 +27,31 @@ def square(
     generator: torch.Generator | None = None,
     p: float = 0.8,
 ) -> Tensor:
-    """Random search in squares: a change is kept where it raises the joint loss of the image.
-
-    The squares and their signs are drawn once for all images, so an image's result does not depend on its batch. Every
-    run starts from random stripes (linf) or windows (l2).
-
-    Parameters and result as in `pgd`; `step_size` and `random_start` are without effect.
+    """Random search in squares: a change is kept where it raises the joint loss of the image. Squares and their signs
+    are drawn once for all images, so an image's result does not depend on its batch. Every run starts from random
+    stripes (linf) or windows (l2).
 
     Parameters
     ----------
+    step_size, random_start : without effect; the rest, and the result, as in `pgd`.
     steps : number of queries, each one forward pass of all images; one more scores the start.
     p : share of the image that the first squares cover, above 0 and at most 1.
     """
-    ball.check(images, eps, 0.0, steps, norm, restarts)
+    ball = around(images, eps, norm, steps=steps, restarts=restarts)
     if not 0 < p <= 1:
         raise ValueError(f"Parameter p should be above 0 and at most 1. Found p = {p!r}.")
-    images = images.detach()
-    if eps == 0:
-        return images.clone()
-    limits = ball.box(images, eps if norm == "linf" else float("inf"))
-    start, change = (_stripes, _recolour) if norm == "linf" else (_windows, _move_mass)
-    best, best_loss = ball.nothing_yet(images)
-    for _ in range(restarts):
-        draw = _Draws(images, generator)
-        current = ball.project(images + start(images, eps, draw), images, eps, norm, *limits)
-        loss = ball.score(losses, current)
+    start, changed = (_stripes, _recoloured) if norm == "linf" else (_windows, _mass_moved)
+    best = nothing_yet(ball.images)
+    for _ in range(restarts if eps else 0):
+        draw = _Draws(ball.images, generator)
+        points = ball.project(ball.images + start(ball.images, eps, draw))
+        current = points, score(losses, points)
         for query in range(steps):
             side = _side(p, query / steps, images.shape[2:])
-            moved = ball.project(images + change(current - images, eps, side, draw), images, eps, norm, *limits)
-            current, loss = ball.keep(current, loss, moved, ball.score(losses, moved))
-        best, best_loss = ball.keep(best, best_loss, current, loss)
-    return ball.inside(best, images, eps, norm)
+            moved = ball.project(ball.images + changed(current[0] - ball.images, eps, side, draw))
+            current = keep(*current, moved, score(losses, moved))
+        best = keep(*best, *current)
+    return ball.inside(best[0])
 
 
 class _Draws:
@@ -68,15 +62,21 @@ class _Draws:
         seed = torch.randint(2**62, (), generator=generator, device=generator.device if generator else "cpu")
         self.generator = torch.Generator().manual_seed(int(seed))
 
+    def number(self, end: int) -> int:
+        return int(torch.randint(end, (), generator=self.generator))
+
     def signs(self, *shape: int) -> Tensor:
         return (2 * torch.randint(2, shape, generator=self.generator) - 1).to(self.like)
 
     def place(self, side: int) -> tuple[slice, slice]:
-        corners = [int(torch.randint(n - side + 1, (), generator=self.generator)) for n in self.like.shape[2:]]
-        return slice(corners[0], corners[0] + side), slice(corners[1], corners[1] + side)
+        top, left = (self.number(n - side + 1) for n in self.like.shape[2:])
+        return slice(top, top + side), slice(left, left + side)
 
-    def coin(self) -> bool:
-        return bool(torch.randint(2, (), generator=self.generator))
+    def bump(self, side: int) -> Tensor:
+        """(1, 3, side, side): `_bump` on its side or not, of a random sign in each channel."""
+        bump = _bump(side)
+        bump = bump.T if self.number(2) else bump
+        return bump.to(self.like.device) * self.signs(1, self.like.shape[1], 1, 1)
 
 
 def _side(p: float, progress: float, size: torch.Size) -> int:
@@ -89,7 +89,7 @@ def _stripes(images: Tensor, eps: float, draw: _Draws) -> Tensor:
     return eps * draw.signs(1, images.shape[1], 1, images.shape[3])
 
 
-def _recolour(change: Tensor, eps: float, side: int, draw: _Draws) -> Tensor:
+def _recoloured(change: Tensor, eps: float, side: int, draw: _Draws) -> Tensor:
     """linf: one square gets the value eps or -eps in each channel."""
     rows, columns = draw.place(side)
     change = change.clone()
@@ -99,20 +99,19 @@ def _recolour(change: Tensor, eps: float, side: int, draw: _Draws) -> Tensor:
 
 def _windows(images: Tensor, eps: float, draw: _Draws) -> Tensor:
     """l2: a grid of five by five windows of `_bump`, of random signs, with the length eps in all."""
-    change = torch.zeros_like(ball.wide(images[:1]))
+    change = torch.zeros_like(wide(images[:1]))
     side = max(min(images.shape[2:]) // 5, 1)
     top, left = ((n - n // side * side) // 2 for n in images.shape[2:])
     for row in range(top, images.shape[2] - side + 1, side):
         for column in range(left, images.shape[3] - side + 1, side):
-            bump = _bump(side, draw).to(change) * draw.signs(1, images.shape[1], 1, 1)
-            change[:, :, row : row + side, column : column + side] = bump
-    return eps * ball.direction(change, "l2")
+            change[:, :, row : row + side, column : column + side] = draw.bump(side)
+    return eps * direction(change, "l2")
 
 
-def _move_mass(change: Tensor, eps: float, side: int, draw: _Draws) -> Tensor:
+def _mass_moved(change: Tensor, eps: float, side: int, draw: _Draws) -> Tensor:
     """l2: one window gets a bump, with the mass that it and a second window had, which is emptied, and what is left of
     the budget."""
-    change = ball.wide(change)
+    change = wide(change)
     side = min(max(side, 3) | 1, *change.shape[2:])  # odd, if the image has room
     (rows, columns), (other_rows, other_columns) = draw.place(side), draw.place(side)
     unused = (eps**2 - change.square().sum(dim=(1, 2, 3), keepdim=True)).clamp(min=0)
@@ -122,7 +121,7 @@ def _move_mass(change: Tensor, eps: float, side: int, draw: _Draws) -> Tensor:
     mass = (change.square() * mask).sum(dim=(2, 3), keepdim=True) + unused / change.shape[1]
     window = change[:, :, rows, columns]
     old = window / window.square().sum(dim=(2, 3), keepdim=True).sqrt().clamp(min=1e-12)
-    new = _bump(side, draw).to(change) * draw.signs(1, change.shape[1], 1, 1) + old
+    new = draw.bump(side) + old
     new = new / new.square().sum(dim=(2, 3), keepdim=True).sqrt().clamp(min=1e-12)
     change = change.clone()
     change[:, :, other_rows, other_columns] = 0
@@ -130,12 +129,11 @@ def _move_mass(change: Tensor, eps: float, side: int, draw: _Draws) -> Tensor:
     return change
 
 
-def _bump(side: int, draw: _Draws) -> Tensor:
+def _bump(side: int) -> Tensor:
     """(side, side) of length 1: a positive bump beside a negative one, each highest in its middle."""
     half = side // 2
     window = torch.cat([_rings(half, side), -_rings(side - half, side)])
-    window = window / window.norm().clamp(min=1e-12)
-    return window.T if draw.coin() else window
+    return window / window.norm().clamp(min=1e-12)
 
 
 def _rings(height: int, width: int) -> Tensor:

@@ -12,9 +12,10 @@ from collections import defaultdict
 import pandas as pd
 
 from mtrlib import machine
-from mtrlib.batch.tier import Needs, unattacked, untrained
-from mtrlib.specs import AttackSpec, ModelSpec
+from mtrlib.batch.tier import Needs, evaluations, unattacked, untrained
+from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.store import Store
+from mtrlib.tasks import Task
 
 # Operations at 64 x 64 pixels of each encoder, of a decoder that goes with it, and of each channel that this gives. At
 # other sizes they are as many for each pixel. Models need not be built to know what they cost, which takes seconds.
@@ -30,6 +31,8 @@ _OPERATIONS = {
     "resnet18_tiny": (30_326_784, 12_582_912, 589_824),
     "resnet50_tiny": (62_570_496, 15_728_640, 589_824),
 }
+_COLUMNS = ["key", "tasks", "encoder", "weights", "seed", "trained", "attacks", "attacked", "images"]
+_COLUMNS += ["image_operations", "attack_operations", "seconds"]
 
 
 def estimate(needs: Needs) -> pd.DataFrame:
@@ -43,53 +46,36 @@ def estimate(needs: Needs) -> pd.DataFrame:
     the rest takes, at the rate of the store's records of this encoder and size on a device like this one, else of all
     records on it; NaN without any).
     """
-    rates, rate, images = _records(needs.store)
+    definitions = {p.model(p.tasks).data: p.definitions for p in needs.parameters.values()}
+    rates, rate, images = _records(needs.store, definitions)
     rows = []
     for key, spec in needs.models.items():
-        wanted = needs.evaluations.get(key, [])
-        left = unattacked(needs, [key])
-        forward, trained = operations(spec), not untrained(needs, [key])
+        attacks, left = evaluations(needs, [key]), unattacked(needs, [key])
+        forward, trained = operations(spec, definitions[spec.data]), not untrained(needs, [key])
         number = spec.images or images.get((spec.data, None), float("nan"))
-        an_image = 3.0 * forward * spec.epochs
-        to_train = 0.0 if trained else an_image * number
-        to_attack = float(sum(forward * e.attack.images * _passes(e.attack) for e in left))
-        about = {name: getattr(spec, name) for name in ("tasks", "encoder", "weights", "seed")}
-        rows.append(
-            {
-                "key": key,
-                **about,
-                "trained": trained,
-                "attacks": len(wanted),
-                "attacked": len(wanted) - len(left),
-                "images": number,
-                "image_operations": an_image,
-                "attack_operations": to_attack,
-                "seconds": (to_train + to_attack) / rates.get(_kind(spec), rate),
-            }
-        )
-    columns = (
-        "key tasks encoder weights seed trained attacks attacked images image_operations attack_operations seconds"
-    )
-    return pd.DataFrame(rows, columns=columns.split())
+        image_operations = 3.0 * forward * spec.epochs
+        attack_operations = float(sum(forward * e.attack.images * _passes(e.attack) for e in left))
+        seconds = (0.0 if trained else image_operations * number) + attack_operations
+        row = [key, spec.tasks, spec.encoder, spec.weights, spec.seed, trained, len(attacks), len(attacks) - len(left)]
+        rows.append([*row, number, image_operations, attack_operations, seconds / rates.get(_kind(spec), rate)])
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def summary(needs: Needs, table: pd.DataFrame) -> str:
     """The estimate in a few lines of plain text; `table` as `estimate` gives it."""
-    number = f"{len(needs.parameters)} notebook{'s' * (len(needs.parameters) > 1)}"
-    lines = [
-        f"{number}: {len(table)} models, {table.trained.sum()} of them trained already; "
-        f"{table.attacks.sum()} attacks on them, {table.attacked.sum()} of them run already."
-    ]
-    new = table[~table.trained.astype(bool)]
+    notebooks = f"{len(needs.parameters)} notebook{'s' * (len(needs.parameters) > 1)}"
+    new, device = table[~table.trained.astype(bool)], _device(machine.processor())
     train, attack = (new.image_operations * new.images).sum() / 1e15, table.attack_operations.sum() / 1e15
-    lines.append(f"Left: about {train:.3g} PFLOP to train and {attack:.3g} PFLOP to attack.")
-    unknown = new[new.images.isna()]
-    if len(unknown):
+    lines = [
+        f"{notebooks}: {len(table)} models, {table.trained.sum()} of them trained already; "
+        f"{table.attacks.sum()} attacks on them, {table.attacked.sum()} of them run already.",
+        f"Left: about {train:.3g} PFLOP to train and {attack:.3g} PFLOP to attack.",
+    ]
+    if len(unknown := new[new.images.isna()]):
         lines.append(
             f"To train {len(unknown)} of the models on all images of their data, whose number is not known before they "
             f"are read: about {unknown.image_operations.sum() / 1e12:.3g} PFLOP more for each 1,000 images."
         )
-    device = _device(machine.processor())
     if table.seconds.isna().all() and len(table):
         lines.append(f"Seconds unknown: the store has no model that was trained on {device}.")
     else:
@@ -98,15 +84,16 @@ def summary(needs: Needs, table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def operations(spec: ModelSpec) -> int:
-    """As `selection.forward_operations` counts them, at once for the encoders of `encoders.ENCODERS`."""
+def operations(spec: ModelSpec, definitions: dict[str, Task] | None = None) -> int:
+    """As `rq4.forward_operations` counts them, at once for the encoders of `encoders.ENCODERS`; `definitions` of
+    the tasks are read from its data unless given."""
     if spec.encoder not in _OPERATIONS:
-        from mtrlib.studies.selection import forward_operations
+        from mtrlib.studies.rq4 import forward_operations
 
-        return forward_operations(spec)
+        return forward_operations(spec, definitions)
     encoder, decoder, channel = _OPERATIONS[spec.encoder]
-    defined = spec.data.tasks
-    channels = sum(defined[letter].channels for letter in spec.tasks)
+    definitions = definitions or spec.data.tasks
+    channels = sum(definitions[letter].channels for letter in spec.tasks)
     return (encoder + decoder * len(spec.tasks) + channel * channels) * spec.data.size**2 // 64**2
 
 
@@ -116,7 +103,9 @@ def _passes(attack: AttackSpec) -> int:
     return attack.restarts * steps * (1 if attack.name == "square" else 2) + 2
 
 
-def _records(store: Store) -> tuple[dict[tuple, float], float, dict[tuple, int]]:
+def _records(
+    store: Store, definitions: dict[DataSpec, dict[str, Task]]
+) -> tuple[dict[tuple, float], float, dict[tuple, int]]:
     """Operations a second by kind of model and of all, on devices like this one; images of each data set used."""
     device = _device(machine.processor())
     sums: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -124,14 +113,14 @@ def _records(store: Store) -> tuple[dict[tuple, float], float, dict[tuple, int]]
     for path in sorted(store.path.glob("models/*/*/record.json")):
         record = json.loads(path.read_text())
         try:
-            spec = ModelSpec.model_validate_json(json.dumps(record["spec"]))
-        except ValueError:  # written by another version
+            spec = ModelSpec.model_validate(record["spec"])
+            forward = operations(spec, definitions.get(spec.data))
+        except ValueError:  # written by another version, or its data are gone
             continue
         images[spec.data, spec.images] = record["images"]
         if _device(record["written_by"]["device"]) == device and record["seconds"] > 0:
-            done = 3.0 * operations(spec) * record["images"] * spec.epochs
             for kind in (_kind(spec), ()):
-                sums[kind][0] += done
+                sums[kind][0] += 3.0 * forward * record["images"] * spec.epochs
                 sums[kind][1] += record["seconds"]
     rates = {kind: done / seconds for kind, (done, seconds) in sums.items()}
     return rates, rates.get((), float("nan")), images

@@ -13,7 +13,7 @@ from nbconvert import HTMLExporter
 
 from mtrlib import sealed
 from mtrlib.claims import published
-from mtrlib.claims.judging import NOT_DECIDING, WORDS
+from mtrlib.claims.judging import NEVER, numbers, released, verdict
 
 # What a verdict looks like: a sign beside the colour, for those who cannot tell colours apart.
 SIGNS = {"agrees": "✓", "disagrees": "✗", "open": "?", "not measured here": "–"}
@@ -32,16 +32,11 @@ CAPTIONS = {
 
 
 def write(folder: Path) -> Path:
-    """Write `index.html` into a folder of results, and beside each executed notebook its rendering as HTML.
+    """Write `index.html`, whose path is returned, into a folder of results, and beside each executed notebook its
+    rendering as HTML. The page refers to files of the folder only.
 
-    Parameters
-    ----------
-    folder : holds executed notebooks (`<notebook>.ipynb`), their tables (`<rq>_verdicts.csv` among them) and figures
-        (`<rq>_<figure>.png`), and `machine.json`, as the notebooks write them.
-
-    Returns
-    -------
-    The path of the page. It refers to files of the folder only, and to nothing outside it.
+    `folder` holds executed notebooks (`<notebook>.ipynb`), their tables (`<rq>_verdicts.csv` among them) and figures
+    (`<rq>_<figure>.png`), and `machine.json`, as the notebooks write them.
     """
     verdicts = {path.stem.split("_")[0]: path for path in sorted(folder.glob("rq*_verdicts.csv"))}
     if not verdicts:
@@ -56,7 +51,7 @@ def write(folder: Path) -> Path:
         }
         for rq, path in verdicts.items()
     ]
-    machine = folder / "machine.json"
+    machine, index = folder / "machine.json", folder / "index.html"
     page = Environment(autoescape=True).from_string(files("mtrlib.batch").joinpath("report.html").read_text("utf-8"))
     html = page.render(
         tier=folder.name,
@@ -67,7 +62,6 @@ def write(folder: Path) -> Path:
         ladder=_ladder(folder, notebooks),
         others={name: html for name, html in notebooks.items() if not name.startswith(("rq", "fidelity"))},
     )
-    index = folder / "index.html"
     sealed.write(index, html.encode())
     return index
 
@@ -76,21 +70,22 @@ def markdown(folder: Path) -> str:
     """The claims of a folder of results as a table in Markdown: number, claim, the first finding with the verdict of
     the claim, and that verdict."""
     lines = ["| | claim | measured: the first finding that decides | verdict |", "|---|---|---|---|"]
-    for path in sorted(folder.glob("rq*_verdicts.csv")):
-        for claim in _claims(path):
-            findings = claim["findings"] or ["-"]
-            deciding = [f for f in findings if f": {WORDS.get(claim['verdict'])}" in f and not f.endswith(NOT_DECIDING)]
-            first = (deciding or findings)[0]
-            more = f" (1 of {len(findings)} findings)" if len(findings) > 1 else ""
-            verdict = f"{SIGNS[claim['verdict']]} {claim['verdict']}"
-            lines.append(f"| {claim['number']} | {claim['claim']} | {first}{more} | {verdict} |")
+    for path in sorted(folder.glob("rq*_findings.csv")):
+        findings = released(path)
+        for number, claim in published.claims(path.stem.split("_")[0].upper()).claim.items():
+            rows = findings[findings.number == number]
+            told, measured = verdict(rows), "-"
+            for row in rows[rows.decides & (rows.verdict == told)][:1].itertuples():
+                needs = f"; needs {row.needs}" if row.needs and row.needs != NEVER else ""
+                measured = f"{row.where.split(':')[0]}: {numbers(row)}, asked {row.asked}{needs}"
+            lines.append(f"| {number} | {claim} | {measured} | {SIGNS[told]} {told} |")
     return "\n".join(lines)
 
 
 def changed(folder: Path) -> str:
     """How many verdicts of a folder of results are others under all that was published than under the definitions, and
     which, in one sentence; counted in what the notebook `fidelity` wrote, as the page shows it."""
-    rows = pd.read_csv(folder / "fidelity_verdicts.csv", dtype=str, keep_default_na=False)
+    rows = _texts(folder / "fidelity_verdicts.csv")
     others = rows[rows["definitions"] != rows["published behaviour"]]
     told = (f"{claim} ({one}, then {two})" for claim, one, two in others[_ENDS[:3]].itertuples(index=False))
     return f"{len(others)} of its {len(rows)} verdicts change with all that was published: {'; '.join(told)}."
@@ -102,21 +97,21 @@ def _ladder(folder: Path, notebooks: dict[str, str]) -> dict | None:
     path = folder / "fidelity_verdicts.csv"
     if not path.exists():
         return None
-    rows = pd.read_csv(path, dtype=str, keep_default_na=False)[_ENDS].to_dict("records")
-    image = "fidelity_verdicts"
-    figure = {f"{image}.png": CAPTIONS[image]} if (folder / f"{image}.png").exists() else {}
-    return {"columns": _ENDS, "rows": rows, "figures": figure, "notebook": notebooks.get("fidelity")}
+    figures = {path.with_suffix(".png").name: CAPTIONS[path.stem]} if path.with_suffix(".png").exists() else {}
+    rows = _texts(path)[_ENDS].to_dict("records")
+    return {"columns": _ENDS, "rows": rows, "figures": figures, "notebook": notebooks.get("fidelity")}
 
 
 def _claims(path: Path) -> list[dict]:
     """The claims of one question, with what was measured as a list of findings."""
-    rows = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
-    known = published.claims()
-    for row in rows:
-        row["findings"] = [part.strip() for part in row["measured"].split("; ") if part.strip()]
-        row["where"] = known.loc[row["number"], "where"]
-        row["paper"] = row["printed tables"]
-    return rows
+    rows = _texts(path).rename(columns={"printed tables": "paper"})
+    findings = [[part.strip() for part in text.split("; ") if part.strip()] for text in rows.measured]
+    where = published.claims().loc[rows.number, "where"].tolist()
+    return rows.assign(findings=findings, where=where).to_dict("records")
+
+
+def _texts(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def _render(path: Path) -> str:

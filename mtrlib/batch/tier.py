@@ -10,6 +10,7 @@ and what the store has is not computed again. What Snakemake sees of the store a
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -20,73 +21,77 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 
 import mtrlib
-from mtrlib import data, machine, sealed, studies
+from mtrlib import machine, sealed, studies
 from mtrlib.specs import Evaluation, ModelSpec
 from mtrlib.store import Store
+from mtrlib.studies import new_dataset, rq1, rq2, rq3, rq4
 from mtrlib.studies.fidelity import ladder
-from mtrlib.studies.parameters import RQ1, RQ2, RQ3, RQ4, Fidelity, NewDataset, Parameters, Tour, check
+from mtrlib.studies.parameters import Parameters, check
+from mtrlib.studies.tour import Tour
 
-# Each notebook's parameters, and the study that says what it needs; those without one run at the end.
+# Each notebook's parameters, and its cells, which say what it needs; those without any run at the end.
 NOTEBOOKS: dict[str, tuple[type[Parameters], Callable[[Any], list[studies.Cell]] | None]] = {
     "tour": (Tour, None),
-    "rq1_auxiliary_tasks": (RQ1, studies.rq1),
-    "rq2_marginal_vulnerability": (RQ2, studies.rq2),
-    "rq3_task_weights": (RQ3, studies.rq3),
-    "rq4_task_selection": (RQ4, studies.rq4),
-    "fidelity": (Fidelity, ladder.trained),
-    "new_dataset": (NewDataset, studies.new_dataset),
+    "rq1_auxiliary_tasks": (rq1.RQ1, rq1.cells),
+    "rq2_marginal_vulnerability": (rq2.RQ2, rq2.cells),
+    "rq3_task_weights": (rq3.RQ3, rq3.cells),
+    "rq4_task_selection": (rq4.RQ4, rq4.cells),
+    "fidelity": (ladder.Fidelity, ladder.trained),
+    "new_dataset": (new_dataset.NewDataset, new_dataset.cells),
 }
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What notebooks need.
+    """What notebooks need."""
 
-    Attributes
-    ----------
-    parameters : of each notebook.
-    uses : the keys of each notebook's models.
-    models : by key, in the order of their first use.
-    evaluations : of all notebooks, by the key of the attacked model.
-    store : where all is kept.
-    """
-
-    parameters: dict[str, Parameters]
-    uses: dict[str, list[str]]
-    models: dict[str, ModelSpec]
-    evaluations: dict[str, list[Evaluation]]
-    store: Store
+    parameters: dict[str, Parameters]  # of each notebook
+    uses: dict[str, list[str]]  # the keys of each notebook's models
+    models: dict[str, ModelSpec]  # by key, in the order of their first use
+    evaluations: dict[str, list[Evaluation]]  # by the key of the attacked model; of none without
+    store: Store  # where all is kept
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job: its kind ("trained", "evaluated" or "ran"), the file that marks its end, the keys of its models or the
-    name of its notebook, and the marks that it waits for."""
+    """One job of the batch engine."""
 
-    kind: str
-    mark: Path
-    of: tuple[str, ...]
-    after: tuple[Path, ...]
+    kind: str  # "trained", "evaluated" or "ran"
+    mark: Path  # the file that marks its end
+    of: tuple[str, ...]  # the keys of its models, or the name of its notebook
+    after: tuple[Path, ...]  # the marks that it waits for
 
 
 def read(folder: str | Path, notebooks: Iterable[str] | None = None) -> dict[str, dict]:
-    """The parameters files of a folder, unchecked, by the name of their notebook; `notebooks` takes some of them."""
+    """The parameters of notebooks, unchecked, by their names, as papermill would have them: what stands in the
+    notebook, changed by `common.yaml` of the folder, changed by `<notebook>.yaml`. A folder without common.yaml is of
+    the notebooks that have a file there; `notebooks` takes some of them."""
     folder = machine.folder(machine.place(folder), "the parameters")
     files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    chosen = list(files) if notebooks is None else list(notebooks)
-    if not chosen or set(chosen) - set(files):
-        found, allowed = ", ".join(chosen) or "none", ", ".join(files)
-        raise ValueError(f"Notebooks should be out of those with a file in {folder}: {allowed}. Found {found}.")
-    if unknown := set(chosen) - set(NOTEBOOKS):
+    if unknown := set(files) - {*NOTEBOOKS, "common"}:
         raise ValueError(f"Files in {folder} should be named as one of {', '.join(NOTEBOOKS)}. Found {unknown}.")
-    return {name: _values(files[name]) for name in chosen}
+    present = [name for name in sorted(NOTEBOOKS) if name in files or "common" in files]
+    chosen = present if notebooks is None else list(notebooks)
+    if not chosen or set(chosen) - set(present):
+        found, allowed = ", ".join(chosen) or "none", ", ".join(present)
+        raise ValueError(f"Notebooks should be out of those with a file in {folder}: {allowed}. Found {found}.")
+    common = _values(files["common"]) if "common" in files else {}
+    return {name: {**defaults(name), **common, **(_values(files[name]) if name in files else {})} for name in chosen}
+
+
+def defaults(notebook: str) -> dict:
+    """The parameters as they stand in a notebook."""
+    path = machine.root() / "notebooks" / f"{notebook}.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
+    tagged = ("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    lines = ast.parse(next(tagged, "")).body
+    return {line.target.id: ast.literal_eval(line.value) for line in lines if isinstance(line, ast.AnnAssign)}
 
 
 def needs(values: dict[str, dict], precision: str = "auto") -> Needs:
-    """What notebooks need, each thing once.
+    """What notebooks need, each thing once; nothing is written.
 
     Parameters
     ----------
@@ -94,14 +99,11 @@ def needs(values: dict[str, dict], precision: str = "auto") -> Needs:
     precision : taken for "auto", so that jobs on other machines mean the same models; "auto" is this machine's.
     """
     precision = machine.precision() if precision == "auto" else precision
-    parameters, uses, models, evaluations = {}, {}, {}, {}
+    parameters, uses, models, attacked = {}, {}, {}, {}
     for name, given in values.items():
         kind, study = NOTEBOOKS[name]
         resolved = {"precision": precision} if given.get("precision") == "auto" else {}
         try:
-            if given.get("example") is True and given.get("data") == "folder":  # as its notebook does before its check
-                root = machine.place(given.get("root"))
-                data.write_example(root, given.get("train_images") or 256, given.get("test_images"))
             parameters[name] = check({**given, **resolved}, kind)
         except ValueError as error:
             raise ValueError("\n".join(f"{name}.yaml: {line}" for line in str(error).splitlines())) from None
@@ -110,16 +112,17 @@ def needs(values: dict[str, dict], precision: str = "auto") -> Needs:
         uses[name] = list(keys.values())
         models |= {key: spec for spec, key in keys.items() if key not in models}
         for evaluation in studies.evaluations(cells):
-            evaluations.setdefault(keys[evaluation.model], {})[evaluation] = None
-    kept = {}
-    for name in ("store", "released"):
-        kept[name] = {getattr(p, name) for p in parameters.values()}
-        if len(kept[name]) > 1:
-            found = ", ".join(sorted(kept[name]))
-            raise ValueError(f"Parameter {name} should be the same in all files. Found {found}.")
-    store = Store(*kept["store"], released=kept["released"].pop(), precision=precision)
-    evaluations = {key: list(found) for key, found in evaluations.items()}
-    return Needs(parameters, uses, models, evaluations, store)
+            attacked.setdefault(keys[evaluation.model], {})[evaluation] = None
+    store = Store(_same(parameters, "store"), released=_same(parameters, "released"), precision=precision)
+    return Needs(parameters, uses, models, {key: list(found) for key, found in attacked.items()}, store)
+
+
+def _same(parameters: dict[str, Parameters], name: str) -> str:
+    """The value of a parameter that all notebooks share."""
+    first, *others = sorted({getattr(p, name) for p in parameters.values()})
+    if others:
+        raise ValueError(f"Parameter {name} should be the same in all files. Found {', '.join([first, *others])}.")
+    return first
 
 
 def jobs(needs: Needs, pack: int = 1) -> dict[str, list[Job]]:
@@ -133,29 +136,31 @@ def jobs(needs: Needs, pack: int = 1) -> dict[str, list[Job]]:
     mark_of = {key: job.mark for job in trained for key in job.of}
     evaluated, ran = [], []
     for chosen in packs:
-        if found := [e for key in chosen for e in needs.evaluations.get(key, [])]:
-            used = [*chosen, *(e.source.key for e in found if e.source is not None)]
-            after = dict.fromkeys(mark_of[key] for key in used)
+        if used := [model.key for e in evaluations(needs, chosen) for model, _ in e.attacked]:
+            after = dict.fromkeys(mark_of[key] for key in [*chosen, *used])
             evaluated.append(Job("evaluated", _mark(needs, "evaluated", chosen), chosen, tuple(after)))
-    for name, (_, study) in NOTEBOOKS.items():
-        if name in needs.parameters:
-            used = set(needs.uses[name]) if study else set(keys)
-            after = tuple(job.mark for job in (*trained, *evaluated) if used & set(job.of))
-            ran.append(Job("ran", _mark(needs, "ran", (name,)), (name,), after))
+    for name in [name for name in NOTEBOOKS if name in needs.parameters]:
+        used = set(needs.uses[name] if NOTEBOOKS[name][1] else keys)
+        after = tuple(job.mark for job in (*trained, *evaluated) if used & set(job.of))
+        ran.append(Job("ran", _mark(needs, "ran", (name,)), (name,), after))
     return {"trained": trained, "evaluated": evaluated, "ran": ran}
 
 
 def renew(needs: Needs, wanted: dict[str, list[Job]]) -> None:
     """Make the marks say what there is, whoever computed it or took it away: in the store, or of executed notebooks."""
-    for kind, missing in (("trained", untrained), ("evaluated", unattacked)):
-        for job in wanted[kind]:
-            if missing(needs, job.of):
-                job.mark.unlink(missing_ok=True)
-            elif not job.mark.exists():
-                _touch(job.mark)
     for job in wanted["ran"]:
-        if not paths(needs, *job.of)[0].exists():
+        if not _finished(needs, *job.of).exists():
             job.mark.unlink(missing_ok=True)
+    for job in wanted["trained"] + wanted["evaluated"]:
+        if {"trained": untrained, "evaluated": unattacked}[job.kind](needs, job.of):
+            job.mark.unlink(missing_ok=True)
+        elif not job.mark.exists():
+            _touch(job.mark)
+
+
+def evaluations(needs: Needs, keys: Iterable[str]) -> list[Evaluation]:
+    """The evaluations of these models."""
+    return [e for key in keys for e in needs.evaluations.get(key, [])]
 
 
 def untrained(needs: Needs, keys: Iterable[str]) -> list[str]:
@@ -165,8 +170,7 @@ def untrained(needs: Needs, keys: Iterable[str]) -> list[str]:
 
 def unattacked(needs: Needs, keys: Iterable[str]) -> list[Evaluation]:
     """The evaluations of these models that the store lacks."""
-    found = [e for key in keys for e in needs.evaluations.get(key, [])]
-    return [e for e in found if not needs.store.has_errors(e.model, e.attack, e.epoch, e.source)]
+    return [e for e in evaluations(needs, keys) if not needs.store.has_errors(e)]
 
 
 def train(needs: Needs, keys: Iterable[str] = ()) -> None:
@@ -186,18 +190,12 @@ def title(needs: Needs, kind: str, of: Iterable[str]) -> str:
         (name,), names = of, list(needs.parameters)
         return f"notebook {name} ({names.index(name) + 1} of {len(names)} notebooks)" if name in names else name
     keys, chosen = list(needs.models), [key for key in of if key in needs.models] or list(needs.models)
-    specs = [needs.models[key] for key in chosen[:4]]
-    weights = {spec.key: "" if spec.weights == "uniform" else f", {spec.weights}" for spec in specs}
-    named = [f"{spec.tasks}, {spec.encoder}{weights[spec.key]}, seed {spec.seed}" for spec in specs]
-    numbers = [str(keys.index(key) + 1) for key in chosen[:4]]
+    numbers, named = [str(keys.index(key) + 1) for key in chosen[:4]], []
+    for spec in (needs.models[key] for key in chosen[:4]):
+        weights = "" if spec.weights == "uniform" else f", {spec.weights}"
+        named.append(f"{spec.tasks}, {spec.encoder}{weights}, seed {spec.seed}")
     more = f" and {len(chosen) - 4} more" if len(chosen) > 4 else ""
     return f"{kind} {'; '.join(named)}{more} ({', '.join(numbers)}{more} of {len(keys)} models)"
-
-
-def paths(needs: Needs, name: str) -> tuple[Path, Path]:
-    """Where a notebook comes to lie, and where it is while it runs, or stays after it failed."""
-    folder = machine.place(needs.parameters[name].output)
-    return folder / f"{name}.ipynb", folder / f"{name}.partial.ipynb"
 
 
 def notebook(needs: Needs, name: str) -> Path:
@@ -211,15 +209,14 @@ def notebook(needs: Needs, name: str) -> Path:
     import papermill  # takes long to import
     from nbconvert import HTMLExporter
 
-    finished, partial = paths(needs, name)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    mark = _mark(needs, "ran", (name,))
-    with FileLock(partial.with_name(f".{name}.lock")):
+    finished, mark = _finished(needs, name), _mark(needs, "ran", (name,))
+    partial = finished.with_suffix(".partial.ipynb")  # where it is while it runs, and stays where it failed
+    with sealed.locked(partial.with_name(f".{name}.lock")):
         if mark.exists() and finished.exists():  # by a job of a killed engine that went on
             return finished
         source = machine.root() / "notebooks" / f"{name}.ipynb"
-        values = needs.parameters[name].model_dump()
         try:
+            values = needs.parameters[name].model_dump()
             done = papermill.execute_notebook(source, partial, values, progress_bar=False)
         except papermill.PapermillExecutionError as error:
             told = " ".join(f"{error.ename}: {error.evalue}".split())
@@ -235,20 +232,28 @@ def notebook(needs: Needs, name: str) -> Path:
     return finished
 
 
+def _finished(needs: Needs, name: str) -> Path:
+    return machine.place(needs.parameters[name].output) / f"{name}.ipynb"
+
+
 def _values(path: Path) -> dict:
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from None
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise ValueError(f"{path} should hold names and values. Found {values!r}.")
-    return values
+    return values or {}
 
 
 def _known(needs: Needs, keys: Iterable[str]) -> tuple[str, ...]:
+    """The keys, or all, of models whose data are there: the example is written."""
     chosen = tuple(keys) or tuple(needs.models)
     if unknown := set(chosen) - set(needs.models):
         raise ValueError(f"Keys should be of models that these parameters need, see plan. Found {', '.join(unknown)}.")
+    for parameters in needs.parameters.values():
+        if isinstance(parameters, new_dataset.NewDataset):
+            parameters.write_example()
     return chosen
 
 
@@ -257,7 +262,7 @@ def _mark(needs: Needs, kind: str, of: tuple[str, ...]) -> Path:
     if kind == "trained":
         return folder / (of[0] if len(of) == 1 else _digest(*of))
     if kind == "evaluated":
-        return folder / _digest(*(e.key for key in of for e in needs.evaluations.get(key, [])))
+        return folder / _digest(*(e.key for e in evaluations(needs, of)))
     values = needs.parameters[of[0]].model_dump_json()
     cells = json.loads((machine.root() / "notebooks" / f"{of[0]}.ipynb").read_text())["cells"]
     return folder / f"{of[0]}-{_digest(values, _library(), *(''.join(cell['source']) for cell in cells))}"
@@ -270,7 +275,7 @@ def _digest(*parts: str) -> str:
 @cache
 def _library() -> str:
     folder = Path(mtrlib.__file__).parent
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".csv"))
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".csv", ".yaml"))
     return _digest(*(f"{path.relative_to(folder)}\0{path.read_text(encoding='utf-8')}" for path in files))
 
 

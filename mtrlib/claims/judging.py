@@ -9,11 +9,13 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.special import ndtri
 
+from mtrlib import machine
 from mtrlib.claims import published
 from mtrlib.metrics import estimates, tables
 from mtrlib.metrics.correlation import within
@@ -25,7 +27,7 @@ NOT_DECIDING = ", does not decide"
 COLUMNS = ["number", "where", "estimate", "low", "high", "asked", "decides", "verdict", "needs"]
 NEVER = "never at a sensible size"
 SEEDS, IMAGES = (2, 3, 5, 8, 12, 20, 30, 50), (1, 2, 4, 8, 16)  # sizes to hope for: trainings, times the images
-_POWER = float(norm.ppf(0.8))
+_POWER = float(ndtri(0.8))
 
 
 @cache
@@ -76,12 +78,11 @@ def shares(name: str, groups: dict[str, pd.DataFrame], *, decides: bool = True, 
         ends = (sides > 0).mean(), 1 - (sides < 0).mean()
         told = decide(*ends, rule.side, float(rule.threshold))
 
-        def settled(size, rows=rows, points=points, sides=sides):
-            known = [_decided(row, threshold, len(judged), size) for row in rows.itertuples()]
+        def settled(known, points=points, sides=sides):
             now = np.where(sides != 0, sides, np.where(known, np.where(points, 1, -1), 0))
             return decide((now > 0).mean(), 1 - (now < 0).mean(), rule.side, float(rule.threshold)) != OPEN
 
-        needs = _needs(settled, images) if told == OPEN else ""
+        needs = _needs(settled, rows, threshold, len(judged), images) if told == OPEN else ""
         left = groups[where][~groups[where].learned] if "learned" in rows else groups[where][:0]
         about = f"{where}: {rule['what']}" + _left_out(left, groups[where])
         findings.append(_finding(rule, about, points.mean(), *ends, decides, told, needs))
@@ -102,20 +103,19 @@ def values(name: str, tables: dict[str, pd.DataFrame], *, decides: bool = True, 
         told = decide(row.low, row.high, rule.side, threshold) if row.side else OPEN
         told = told if row.error > 0 or np.isnan(row.value) else decide(row.value, row.value, rule.side, threshold)
 
-        def settled(size, row=row):
-            return _decided(row, threshold, len(judged), size)
-
-        needs = _needs(settled, images) if told == OPEN else ""
+        needs = _needs(np.all, judged.loc[[where]], threshold, len(judged), images) if told == OPEN else ""
         numbers = (float(back(number)) for number in (row.value, row.low, row.high))
         findings.append(_finding(rule, f"{where}: {rule['what']}", *numbers, decides, told, needs))
     return findings
 
 
-def correlation(name: str, where: str, proxy: pd.Series, target: pd.Series, *, seeds: int, decides=True) -> list[dict]:
+def correlation(
+    name: str, where: str, proxy: pd.DataFrame, target: pd.DataFrame, *, seeds: int, decides=True
+) -> list[dict]:
     """A finding on the rank correlation within main tasks, pooled over them, by permutation within main tasks.
 
-    proxy, target : a number a cell, indexed by cells with a level `main`. The interval is the correlation less the
-    quantiles of what chance gives. One seed gives no verdict: its models' noise is in both.
+    proxy, target : as `correlation.within` takes them. The interval is the correlation less the
+    quantiles of what chance gives. One seed gives no verdict: its noise is in both.
     """
     rule, (value, chance) = rules().loc[name], within(proxy, target)
     if np.isnan(value):
@@ -174,6 +174,22 @@ def numbers(row) -> str:
     return f"{tables.number(row.estimate)} {tables.interval(row.low, row.high)}"
 
 
+def released(findings: str | Path) -> pd.DataFrame:
+    """Findings as written to a file; of a notebook, such as "rq1", those of the released results of the tier laptop."""
+    path = findings if isinstance(findings, Path) else machine.root() / f"results/laptop/{findings}_findings.csv"
+    return pd.read_csv(path, dtype={"number": str}).fillna({"needs": ""})
+
+
+def answer(findings: pd.DataFrame, rq: str) -> str:
+    """The answer to a research question in a line a verdict: its claims, by what findings say of them."""
+    told = {number: verdict(findings[findings.number == number]) for number in published.claims(rq).index}
+    lines = []
+    for word, verdict_ in (("As the paper says", AGREES), ("Against the paper", DISAGREES), ("Open", OPEN)):
+        named = [f"{n}, {published.claims(rq).claim[n]}" for n, each in told.items() if each == verdict_]
+        lines.append(f"{word}: {'; '.join(named) or 'nothing'}.")
+    return "\n".join(lines)
+
+
 def summary(findings: pd.DataFrame, rq: str) -> pd.DataFrame:
     """One row a claim of a research question: number, claim, printed tables (what they say by themselves), measured
     (its findings, separated by "; ") and the verdict."""
@@ -212,20 +228,14 @@ def _left_out(left: pd.DataFrame, rows: pd.DataFrame) -> str:
     return f" ({len(left)} of {len(rows)} cells not learned, of main {', '.join(dict.fromkeys(cells.main))})"
 
 
-def _decided(row, threshold: float, family: int, size: tuple[int, int]) -> bool:
-    """Whether a study of so many seeds and times the images decides a row in 4 of 5 cases, if what is seen is true; of
-    one seed nobody knows: three first."""
-    seeds, times = size
-    if np.isinf(row.error):
-        return seeds >= 3
-    reach = (abs(row.value - threshold) / (norm.isf(0.025 / family) + _POWER)) ** 2
-    return seeds >= row.seeds and row.training * row.seeds / seeds + row.images / times < reach
-
-
-def _needs(settled, images: int) -> str:
-    """The smallest study that would close an open finding."""
+def _needs(settled, rows: pd.DataFrame, threshold: float, family: int, images: int) -> str:
+    """The smallest study that would close an open finding: after which `settled` is true of the rows that are decided
+    then in 4 of 5 cases, if what is seen is true. Of one training nobody knows: three first."""
+    reach = ((rows.value - threshold).abs() / (_POWER - ndtri(0.025 / family))).to_numpy() ** 2
+    noise, had, unknown = rows.training.to_numpy(), rows.seeds.to_numpy(), np.isinf(rows.error).to_numpy()
     for seeds, times in sorted(product(SEEDS, IMAGES), key=lambda size: (size[0] * size[1], size[0])):
-        if settled((seeds, times)):
+        left = noise * had / seeds + rows.images.to_numpy() / times
+        if settled(np.where(unknown, seeds >= 3, (had <= seeds) & (left < reach))):
             more = f", {times * images} images" if images else f", {times} times the images"
             return f"{seeds} seeds{more if times > 1 else ''}"
     return NEVER

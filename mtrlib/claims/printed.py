@@ -76,6 +76,23 @@ def table_1a_again() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def sentences() -> dict[str, str]:
+    """What a reader should see in `equal_cells`, `wgd_on_one_task` and `table_1a_again`, in words."""
+    same, alone, again = equal_cells(), wgd_on_one_task(), table_1a_again()
+    pairs = ", ".join(same.auxiliary + " with " + same.main)
+    cells = f"{len(same)} of 25 cells of Table 4 are those of Table 6, single and joint: {pairs} (auxiliary with main)."
+    cells += f"\nClean errors: {same.clean.sum()} the same, {same.clean_times_100.sum()} a hundred times as large."
+    lines = [
+        f"WGD over {what} on one task, which should be 1: {alone[column].min():.1f} to {alone[column].max():.1f}"
+        for what, column in (("PGD of Table 1 A", "wgd_over_pgd"), ("the supplement's PGD", "wgd_over_pgd_supplement"))
+    ]
+    twice = (alone.apgd_twice - 1).abs().max()
+    lines.append(f"Auto-PGD, printed twice for the same single-task models, differs from itself by up to {twice:.0%}.")
+    means = again[again.main != "s"]["mean"]
+    over = f"Supplement Table 2 over Table 1 A, means by main task but s: {means.min():.2f} to {means.max():.2f}."
+    return {"equal cells": cells, "wgd on one task": "\n".join(lines), "table 1 A again": over}
+
+
 def follows() -> pd.DataFrame:
     """For every claim, whether it follows from the printed tables, computed from them: number, claim, verdict (one of
     `FOLLOWS`, `DOES_NOT`, `FIGURES`, `STATED`, `THEORY`) and what was computed."""

@@ -99,6 +99,19 @@ def ratio(table: str, baseline: str, attacked: str = "single") -> pd.Series:
     return pd.Series({**{name: float(np.exp(value)) for name, value in values.items()}, "cells": len(pair)})
 
 
+# Printed tables over others, as `ratios` takes them: adaptive attacks over PGD, weighted over uniform models.
+ADAPTIVE = {
+    f"{name} over pgd, {way}": (f"2A {name}", "1A", way) for name in ("apgd", "wgd") for way in ("single", "joint")
+}
+WEIGHTED = {f"pgd, {way}": ("1B", "1A", way) for way in ("single", "joint")}
+WEIGHTED |= {name: (f"2B {name}", f"2A {name}") for name in ("apgd", "wgd")}
+
+
+def ratios(of: dict[str, tuple[str, ...]]) -> pd.DataFrame:
+    """`ratio` of several pairs of tables, a row each under its title."""
+    return pd.DataFrame({title: ratio(*names) for title, names in of.items()}).T
+
+
 def orders() -> pd.DataFrame:
     """Figures 12 and 13 of the supplement: the adversarial vulnerability of models of one to five tasks.
 

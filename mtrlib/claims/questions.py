@@ -58,12 +58,12 @@ def against(frame: pd.DataFrame, known: pd.Series, same_models: bool = False, **
     return table.reindex(rows.index).assign(learned=both)
 
 
-def part(table: pd.DataFrame, **levels) -> pd.DataFrame:
+def part(frame: pd.DataFrame, /, **levels) -> pd.DataFrame:
     """The rows of a frame whose index has these values."""
-    keep = np.ones(len(table), bool)
+    keep = np.ones(len(frame), bool)
     for level, value in levels.items():
-        keep &= table.index.get_level_values(level).isin(value if isinstance(value, list) else [value])
-    return table[keep]
+        keep &= frame.index.get_level_values(level).isin(value if isinstance(value, list) else [value])
+    return frame[keep]
 
 
 def by(table: pd.DataFrame, *levels: str, name: Callable[..., str] = lambda *of: ", ".join(map(str, of))) -> dict:
@@ -146,21 +146,26 @@ def rq3(errors: pd.DataFrame) -> Iterator[dict]:
 
 
 def rq4(errors: pd.DataFrame) -> Iterator[dict]:
-    single = errors[errors.attacked == "single"]
+    single = errors[errors.attacked == "single"].assign(half=lambda rows: pd.factorize(rows.image_id)[0] % 2)
     target = single[single.panel == "target"]
     if target.empty:
         return
-    seeds, index = target.seed.nunique(), ["main", "auxiliary"]
-    known = estimates.learned(target, index)
-    frames = {name: estimates.estimates(single[single.panel == panel], by=index)[lambda f: known.reindex(f.index)]
-              for name, panel in PROXIES.items() if (single.panel == panel).any()}  # fmt: skip
-    frames["clean error"] = np.log(estimates.estimates(target, "clean_error", index))[known.to_numpy(bool)]
-    truth = estimates.estimates(target, by=index)[known.to_numpy(bool)]
+    cell = ["main", "auxiliary"]
+    known = estimates.learned(target, cell)
+    known = known.index[known]
+
+    def apart(panel: str, quantity: str = "log_ratio") -> pd.DataFrame:
+        frame = estimates.estimates(single[single.panel == panel], quantity, ["half", *cell])
+        return frame.filter(like="seed ").unstack("half").reindex(known)
+
+    truth = apart("target")
+    frames = {name: apart(panel) for name, panel in PROXIES.items() if (single.panel == panel).any()}
+    frames["clean error"] = apart("target", "clean_error")
     named = {"early stopping": ("4.1", ""), "cheaper encoder": ("4.2", _standing(single)), "clean error": ("4.3", "")}
     for name, (rule, about) in named.items():
         if name in frames:
             where = f"{name} as proxy of the vulnerability{about}"
-            yield from judging.correlation(rule, where, frames[name].value, truth.value, seeds=seeds)
+            yield from judging.correlation(rule, where, frames[name], truth, seeds=target.seed.nunique())
     yield from values("4.4", {f"choice by {name}": _regret(proxy, truth) for name, proxy in frames.items()})
 
 
@@ -178,16 +183,23 @@ def encoder(name: str) -> str:
     return str(name) if name in PAPERS else f"{name} (a stand-in)"
 
 
+def sets(errors: pd.DataFrame) -> pd.DataFrame:
+    """Adversarial vulnerabilities (definition 1) of the attacked sets, in the unit of the losses, as `estimates` gives
+    them; indexed by panel, setting and tasks (the set, in the paper's order)."""
+    rows = errors.drop_duplicates([*SETS, "seed", "image_id"])
+    frame = estimates.estimates(rows, "absolute", SETS)
+    index = frame.index.to_frame(index=False).rename(columns={"attacked_tasks": "tasks"})
+    return frame.set_axis(pd.MultiIndex.from_frame(index.assign(tasks=index.tasks.map(canonical))))
+
+
 def vulnerabilities(errors: pd.DataFrame, panel: str) -> pd.DataFrame | None:
-    """Adversarial vulnerabilities (definition 1) of the attacked sets of a panel of RQ2, at its main budget, the one
-    with the most images; indexed by set, in the paper's order. None without that panel."""
+    """`sets` of a panel of RQ2, at its main budget, the one with the most images; indexed by tasks. None without that
+    panel."""
     rows = errors[errors.panel == panel]
     if rows.empty:
         return None
     budget = rows.groupby("setting", sort=False).image_id.nunique().idxmax()
-    rows = rows[rows.setting == budget].drop_duplicates(["attacked_tasks", "seed", "image_id"])
-    frame = estimates.estimates(rows, "absolute", ["attacked_tasks"])
-    return frame.set_axis(pd.Index([canonical(tasks) for tasks in frame.index], name="tasks"))
+    return sets(rows[rows.setting == budget]).droplevel(["panel", "setting"])
 
 
 def marginals(sets: pd.DataFrame) -> tuple[tuple[pd.DataFrame, pd.DataFrame], pd.DataFrame]:
@@ -271,18 +283,13 @@ def _first(rise: pd.Series, single: pd.Series) -> float:
 
 def _means(pairs, known, panel: str, level: str, baseline: str, same_models: bool) -> dict[str, pd.DataFrame]:
     """The mean over the learned cells of a panel against their baseline, by adaptive attack."""
-    tables = {}
+    tables, learned = {}, pairs[known.reindex(pairs.index).to_numpy(bool)]
     for name, attacked in ADAPTIVE:
-        chosen = part(pairs, setting=[name, baseline] if level == "setting" else name, attacked=attacked)
-        rows, base = estimates.beside(chosen, **{level: baseline})
-        keep = (rows.index.get_level_values("panel") == panel) & known.reindex(rows.index).to_numpy(bool)
-        keep &= known.reindex(base.index).to_numpy(bool)
-        if keep.any():
-            mean = pd.DataFrame(rows[keep].to_numpy() - base[keep].to_numpy(), columns=rows.columns).mean().to_frame().T
-            table = estimates.uncertainty(mean)
-            if not same_models:
-                table = table.assign(error=table.error.where(table.seeds > 1, np.inf))
-            tables[f"{panel} weights, {name}, {attacked}, mean of {keep.sum()} cells"] = table
+        chosen = part(learned, setting=[name, baseline] if level == "setting" else name, attacked=attacked)
+        ratios = estimates.mean_ratios(chosen, ["panel"], same_models=same_models, **{level: baseline})
+        for row in ratios.index.intersection([panel]):
+            table = ratios.loc[[row]]
+            tables[f"{panel} weights, {name}, {attacked}, mean of {table.cells.item()} cells"] = table
     return tables
 
 
@@ -351,15 +358,17 @@ def _standing(errors: pd.DataFrame) -> str:
 
 def _regret(proxy: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
     """The regret of the auxiliary task with the lowest proxy over that of chance: how much higher its log ratio
-    is than the best one's, mean over main tasks; each seed chooses, and is judged, by itself."""
-    pairs = [f[f.index.get_level_values("main") != f.index.get_level_values("auxiliary")] for f in (proxy, truth)]
-    index = pairs[0].index.intersection(pairs[1].index)
-    names = [name for name in pairs[1].columns if name in pairs[0].columns]
-    proxy, truth = (frame.loc[index, names] for frame in pairs)
-    groups = truth.groupby(level="main", sort=False)
-    least = proxy == proxy.groupby(level="main", sort=False).transform("min")
-    chosen = truth.where(least).groupby(level="main", sort=False).mean() - groups.min()
-    chance = groups.mean() - groups.min()
-    table = chosen.mean() / chance.mean()
-    found = estimates.uncertainty(estimates.columnwise(table.to_frame().T, pd.Series.mean))
-    return found.assign(error=found.error.where(found.seeds > 1, np.inf))
+    is than the best one's, mean over main tasks. Each training chooses by half of the images, and is judged by the
+    other trainings on the other half (of one training, by itself)."""
+    proxy, truth = (f[f.index.get_level_values("main") != f.index.get_level_values("auxiliary")].dropna(
+        axis=1, how="all").dropna() for f in (proxy, truth))  # fmt: skip
+    cells, found = proxy.index.intersection(truth.index), {}
+    for seed, half in proxy:
+        others = [name for name in truth if name[0] != seed and name[1] != half]
+        log, seen = truth.loc[cells, others or list(truth)].mean(axis=1), proxy.loc[cells, (seed, half)]
+        of_main = log.groupby(level="main")
+        chosen = log[seen == seen.groupby(level="main").transform("min")].groupby(level="main").mean()
+        found[seed, half] = (chosen - of_main.min()).mean() / (of_main.mean() - of_main.min()).mean()
+    by_seed = pd.Series(found).groupby(level=0).mean()
+    table = estimates.uncertainty(pd.DataFrame([{"value": by_seed.mean(), **by_seed}]))
+    return table.assign(error=table.error.where(table.seeds > 1, np.inf))

@@ -5,8 +5,8 @@ of .npy files, named by its part of the data and by a digest of what it was made
 a temporary name, then renamed: a reader finds all of it or nothing, and of two processes one writes while the other
 waits. `manifest.json` has the sha256 of every file; the first time that a process opens an entry it reads and compares
 them. A damaged entry is renamed and made again. Of a list of files, an entry serves every shorter list that it begins
-with, and gives a longer one the rows that both begin with. Nothing is ever removed; delete entries, or all of the
-cache, when nothing uses them.
+with, and gives any other the rows that both have. Nothing is ever removed; delete entries, or all of the cache, when
+nothing uses them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,7 @@ from torch import Tensor
 from mtrlib import machine, sealed
 
 Layout = dict[str, tuple[tuple[int, ...], type | np.dtype]]  # shape and dtype of each array
-_ROWS = 256  # rows copied at once by `rows`
-_FORMAT = "cache 3"  # part of every entry's name: entries of another format are left alone
+_FORMAT = "cache 4"  # part of every entry's name: entries of another format are left alone
 _checked: set[tuple] = set()  # states of entries that this process has compared with their manifests
 
 
@@ -45,7 +45,7 @@ def entry(
     made_from : everything that the content depends on; another text is another entry.
     layout : the arrays.
     fill : writes into the arrays (zeros at first) and returns notes on their rows; where it raises, nothing is kept.
-        With `of_rows` its second argument is the first row that it should write: those before are there already.
+        With `of_rows` its second argument lists the rows that it should write: the others are there already.
     of_rows : what each row depends on beside `made_from`. Where given, the entry may have more rows than the layout
         says, those of a longer list that begins with this one: take the first.
 
@@ -53,43 +53,47 @@ def entry(
     ------
     OSError : of one line, where the disk has no room or cannot be written to.
     """
-    digests = _digests("\0".join([_FORMAT, *made_from]), of_rows)
     root = Path(machine.expanded(os.environ.get("MTRLIB_CACHE") or "~/.cache/mtrlib")).absolute()
-    family = f"{name}-{digests[0][:8]}-" if of_rows else f"{name}-"  # of the lists with this first row
-    finished = root / f"{family}{digests[-1]}"
+    family, rows = f"{name}-{_digest([_FORMAT, *made_from])}", [_digest([row]) for row in of_rows]
+    finished = root / (f"{family}-{_digest(rows)}" if of_rows else family)
     if _sound(finished):
         return finished
-    alike = _alike(root, family, digests) if of_rows else []
-    shared, other = next((found for found in alike if _sound(found[1])), (0, None))
-    if other and shared == len(digests):
-        return other
-    with sealed.locked(_lock(finished)):
-        if finished.is_dir():  # another process has made it meanwhile
-            try:
-                _compare(finished)
-                return finished
-            except sealed.Damaged as error:
-                sealed.set_aside(finished, error.reason)
+    others = _rows_of(root, family) if of_rows else {}
+    for folder, theirs in others.items():
+        if theirs[: len(rows)] == rows and _sound(folder):
+            return folder
+    shared = {folder: len({*rows} & {*theirs}) for folder, theirs in others.items()}
+    most = sorted(filter(shared.get, shared), key=shared.get, reverse=True)
+    other = next(filter(_sound, most), None)
+
+    def make() -> bool:
         partial = finished.with_name(f"{finished.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: its lock is ours now
-
-        def fill_all(arrays: dict[str, np.memmap]) -> dict[int, str]:
-            if not of_rows:
-                return fill(arrays)
-            copied, notes = read(other, shared) if other else ({}, {})
-            for array, values in copied.items():
-                arrays[array][:shared] = values.numpy()
-            return notes | fill(arrays, shared)
-
         try:
             partial.mkdir()
-            _write(partial, {"entry": finished.name, "rows": digests}, layout, fill_all)
+            arrays = _empty(partial, layout)
+            kept, said = read(other) if other else ({}, {})
+            place = {row: number for number, row in enumerate(others.get(other, []))}
+            old = {number: place[row] for number, row in enumerate(rows) if row in place}
+            for name, values in kept.items():
+                for number in old:
+                    arrays[name][number] = values[old[number]].numpy()
+            notes = {number: said[old[number]] for number in old if old[number] in said}
+            new = [number for number in range(len(rows)) if number not in old]
+            notes |= fill(arrays, new) if of_rows else fill(arrays)
+            for array in arrays.values():
+                array.flush()
+            sums = {f"{array}.npy": _sha256(partial / f"{array}.npy") for array in layout}
+            manifest = {"entry": finished.name, "rows": rows, "notes": notes, "sha256": sums}
+            sealed.seal(partial / "manifest.json", json.dumps(manifest).encode())
             os.replace(partial, finished)
         except OSError as error:
-            told = error if error.errno is None else sealed.unwritable(finished, error)
-            raise told from error
+            raise (error if error.errno is None else sealed.unwritable(finished, error)) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+        return True
+
+    _sound(finished, make)
     return finished
 
 
@@ -108,80 +112,44 @@ def read(folder: Path, number: int | None = None) -> tuple[dict[str, Tensor], di
     return {name: torch.from_numpy(array) for name, array in arrays.items()}, kept
 
 
-def rows(folder: Path, index: list[int]) -> Path:
-    """Entry with the rows `index` alone of each array of the entry `folder`: a copy, so that it too is mapped."""
-    arrays = {name: values.numpy() for name, values in read(folder)[0].items()}
-
-    def fill(copies: dict[str, np.memmap]) -> dict[int, str]:
-        for name, copy in copies.items():
-            for start in range(0, len(index), _ROWS):
-                copy[start : start + _ROWS] = arrays[name][index[start : start + _ROWS]]
-        return {}
-
-    layout: Layout = {name: ((len(index), *values.shape[1:]), values.dtype) for name, values in arrays.items()}
-    return entry(f"{folder.name}-rows", [folder.name, *map(str, index)], layout, fill)
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-def _digests(made_from: str, of_rows: Sequence[str]) -> list[str]:
-    """What names the first row, the first two, ... and all; of no rows, what they would be made from."""
-    state, digests = hashlib.sha256(made_from.encode(errors="surrogateescape")), []
-    for row in of_rows:
-        state.update(b"\0" + row.encode(errors="surrogateescape"))
-        digests.append(state.hexdigest()[:32])
-    return digests or [state.hexdigest()[:32]]
+def _rows_of(root: Path, family: str) -> dict[Path, list[str]]:
+    """What the rows of each entry of a family were made from, the shortest entry first."""
+    found = {}
+    for folder in sorted(root.glob(f"{family}-{'[0-9a-f]' * 32}")):
+        with suppress(sealed.Damaged, OSError):  # it is set aside when it is asked for itself
+            found[folder] = json.loads(sealed.read(folder / "manifest.json"))["rows"]
+    return dict(sorted(found.items(), key=lambda each: len(each[1])))
 
 
-def _alike(root: Path, family: str, digests: list[str]) -> list[tuple[int, Path]]:
-    """The entries of a family and how many of their first rows are those of `digests`: the most first, and of those
-    with as many the shortest."""
-    found = []
-    for folder in root.glob(f"{family}{'[0-9a-f]' * 32}"):
-        try:
-            rows = json.loads(sealed.read(folder / "manifest.json"))["rows"]
-        except (sealed.Damaged, OSError):
-            continue  # it is set aside when it is asked for itself
-        shared = sum(here == there for here, there in zip(rows, digests, strict=False))
-        found.append((-shared, len(rows), folder))
-    return [(-shared, folder) for shared, _, folder in sorted(found)]
+def _sound(folder: Path, make: Callable[[], bool] | None = None) -> bool:
+    """Whether there is such an entry, by `make` if need be, as its manifest says; a damaged one is set aside."""
+    if make is None and not folder.is_dir():
+        return False  # without a lock: the cache may be one to read alone
+    lock = folder.with_name(f"{folder.name}.lock")
+    return sealed.kept(lock, folder.is_dir, lambda: _compare(folder), make or (lambda: False))
 
 
-def _sound(folder: Path) -> bool:
-    """Whether there is such an entry and it is what its manifest says; a damaged one is set aside."""
-    if not folder.is_dir():
-        return False
-    try:
-        _compare(folder)
-        return True
-    except (sealed.Damaged, FileNotFoundError):
-        pass  # looked at again under the lock: another process may have made it anew
-    with sealed.locked(_lock(folder)):
-        try:
-            _compare(folder)
-            return True
-        except FileNotFoundError:
-            return False
-        except sealed.Damaged as error:
-            sealed.set_aside(folder, error.reason)
-            return False
-
-
-def _lock(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.lock")
-
-
-def _compare(folder: Path) -> None:
-    """Raises `sealed.Damaged` for an entry that is not what its manifest says; reads it once a process."""
+def _compare(folder: Path) -> bool:
+    """True; raises `sealed.Damaged` for an entry that is not what its manifest says. Reads it once a process."""
     stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
     state = (folder, *((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
     if state in _checked:
-        return
-    manifest = json.loads(sealed.read(folder / "manifest.json"))
+        return True
+    try:
+        manifest = json.loads(sealed.read(folder / "manifest.json"))
+    except sealed.Damaged as error:
+        raise sealed.Damaged(folder, error.reason) from error  # as a whole
     if manifest["entry"] != folder.name:
         raise sealed.Damaged(folder, f"it is {manifest['entry']}")
     for name, written in manifest["sha256"].items():
         if not (folder / name).is_file() or _sha256(folder / name) != written:
             raise sealed.Damaged(folder, f"{name} is missing or not what was written")
     _checked.add(state)
+    return True
 
 
 def _sha256(path: Path) -> str:
@@ -189,7 +157,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write(folder: Path, about: dict, layout: Layout, fill: Callable[[dict[str, np.memmap]], dict[int, str]]) -> None:
+def _empty(folder: Path, layout: Layout) -> dict[str, np.memmap]:
+    """Zeros whose room is taken now: on a disk that fills up later, a write to a map would end the process."""
     needed = sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -201,17 +170,7 @@ def _write(folder: Path, about: dict, layout: Layout, fill: Callable[[dict[str, 
     for array, (shape, dtype) in layout.items():
         path = folder / f"{array}.npy"
         arrays[array] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-        _reserve(path)
-    notes = fill(arrays)
-    for array in arrays.values():
-        array.flush()
-    digests = {f"{array}.npy": _sha256(folder / f"{array}.npy") for array in layout}
-    manifest = {**about, "notes": notes, "sha256": digests}
-    sealed.seal(folder / "manifest.json", json.dumps(manifest).encode())
-
-
-def _reserve(path: Path) -> None:
-    """Take the room of a file now: on a disk that fills up later, a write to a map would end the process."""
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        if hasattr(os, "posix_fallocate"):
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return arrays

@@ -10,12 +10,17 @@ import numpy as np
 import pandas as pd
 
 from mtrlib.data import decoding, loading
-from mtrlib.data.dataset import SPLITS
 from mtrlib.data.decoding import Arrays, Source
+from mtrlib.dataset import SPLITS
 from mtrlib.tasks import Task, distinct
 
 IMAGES = "images"
 _SHOWN = 12  # classes that have a line of their own
+_NOTHING = {
+    **dict.fromkeys(("files", "missing", "bad", "read"), 0),
+    **dict.fromkeys(("low", "high", "valid"), np.nan),
+    **{"classes": None, "stops": False, "problem": ""},
+}
 
 
 def check(name: str, root: str | Path, letters: str | None = None) -> pd.DataFrame:
@@ -44,28 +49,27 @@ def check(name: str, root: str | Path, letters: str | None = None) -> pd.DataFra
     if name not in (named := [each for each in loading.NAMES if each != "rooms"]):
         allowed = ", ".join(named)
         raise ValueError(f"Parameter name should be one of {allowed}, a data set with files. Found name = {name!r}.")
+    required = letters is not None or name == "folder"
     defined = loading.tasks(name, root)
     chosen = "".join(defined) if letters is None else letters
     rows = []
     for split in SPLITS:
-        sources, faults = {}, {}
+        sources, found = {}, {}
         for letter in chosen:
             try:
                 sources[letter] = loading.source(name, root, letter, split, None)
             except ValueError as error:
-                faults[letter] = str(error)
-        if not sources:  # nothing at all: one reason will do
-            rows.append(_row(split, IMAGES, "", stops=True, problem=next(iter(faults.values()))))
-            continue
-        first = next(iter(sources.values()))
-        images, sizes = _images(split, first)
-        rows.append(images)
-        for letter in chosen:
-            required = letters is not None or name == "folder"
-            if letter in faults:
-                rows.append(_row(split, letter, defined[letter].name, stops=required, problem=faults[letter]))
-            else:
-                rows.append(_label(split, letter, sources[letter], sizes, required))
+                found[letter] = {"stops": required, "problem": str(error)}
+        if sources:
+            first = next(iter(sources.values()))
+            sizes = np.zeros((len(first.ids), 2), dtype=int)
+            found[IMAGES] = _counted(first, decoding.IMAGES, sizes, required=True)
+            found |= {letter: _counted(source, letter, sizes, required) for letter, source in sources.items()}
+        else:  # nothing at all: one reason will do
+            found = {IMAGES: {**next(iter(found.values())), "stops": True}}
+        for task in (each for each in (IMAGES, *chosen) if each in found):
+            named = defined[task].name if task in defined else ""
+            rows.append({"split": split, "task": task, "name": named, **_NOTHING, **found[task]})
     return pd.DataFrame(rows)
 
 
@@ -85,88 +89,46 @@ def class_shares(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _row(split: str, task: str, name: str, **found) -> dict:
-    nothing = {
-        **dict.fromkeys(("files", "missing", "bad", "read"), 0),
-        **dict.fromkeys(("low", "high", "valid"), np.nan),
-    }
-    return {
-        **{"split": split, "task": task, "name": name, **nothing, "classes": None, "stops": False, "problem": ""},
-        **found,
-    }
-
-
-def _images(split: str, source: Source) -> tuple[dict, np.ndarray]:
-    """The row of the images, and their widths and heights, (N, 2), 0 for bad ones."""
-    part = source.parts[decoding.IMAGES]
-    sizes = np.zeros((len(source.ids), 2), dtype=int)
-    low, high, problems = [], [], _missing(source, decoding.IMAGES)
-    missing = len(problems)
-    for row, found in enumerate(decoding.decoded(decoding.IMAGES, part, sizes)):
-        if isinstance(found, str):
-            problems.append(found)
-        elif found is not None:
-            sizes[row] = found["sizes"]
-            low.append(found["values"].min())
-            high.append(found["values"].max())
-    counts = {"files": len(source.ids) - missing, "missing": missing, "bad": len(problems) - missing, "read": len(low)}
-    ends = {"low": min(low, default=np.nan), "high": max(high, default=np.nan), "valid": 1.0}
-    return _row(split, IMAGES, "", **counts, **ends, stops=bool(problems), problem=(problems or [""])[0]), sizes
-
-
-def _label(split: str, letter: str, source: Source, sizes: np.ndarray, required: bool) -> dict:
-    """The row of one task."""
-    task = source.tasks[letter]
-    absent = _missing(source, letter)
-    number = len(source.ids)
-    if len(absent) == number:
-        found = f"{source.where} has no files of {letter}, such as {source.parts[letter].files[0][0].path}."
-        return _row(split, letter, task.name, stops=required, problem=found)
-    bad, low, high, read, pixels, valid = [], [], [], 0, 0, 0
-    counts = np.zeros(task.channels, dtype=np.int64)
-    for arrays in _with_masks(letter, source, sizes):
+def _counted(source: Source, name: str, sizes: np.ndarray, required: bool) -> dict:
+    """The row of a task, or of the images, whose widths and heights are put into `sizes`, (N, 2), 0 for bad ones."""
+    absent = list(decoding.missing(source, name).values())
+    if len(absent) == len(source.ids):
+        some = source.parts[name].files[0][0].path
+        return {"stops": required, "problem": f"{source.where} has no files of {name}, such as {some}."}
+    task = source.tasks.get(name)
+    classes = task is not None and task.kind == "classes"
+    counts = np.zeros(task.channels if classes else 0, dtype=np.int64)
+    bad, ends, read, values, valid = [], [], 0, 0, 0
+    for row, arrays in enumerate(_with_masks(source, name, sizes)):
         if isinstance(arrays, str):
             bad.append(arrays)
         elif arrays is not None:
-            values, mask = arrays["values"], arrays["mask"]
-            read, pixels, valid = read + 1, pixels + mask.size, valid + int(mask.sum())
-            chosen = values[..., mask]
-            if chosen.size:
-                low.append(chosen.min())
-                high.append(chosen.max())
-            if task.kind == "classes":
-                counts += np.bincount(chosen, minlength=task.channels)
+            every = arrays["values"]
+            chosen = every[..., arrays["mask"]] if "mask" in arrays else every
+            read, values, valid = read + 1, values + every.size, valid + chosen.size
+            ends += [chosen.min(), chosen.max()] if chosen.size else []
+            if "sizes" in arrays:
+                sizes[row] = arrays["sizes"]
+            if classes:
+                counts += np.bincount(chosen.ravel(), minlength=task.channels)
     problems = absent + bad
-    return _row(
-        split,
-        letter,
-        task.name,
-        **{"files": number - len(absent), "missing": len(absent), "bad": len(bad), "read": read},
-        **{"low": min(low, default=np.nan), "high": max(high, default=np.nan), "valid": valid / max(pixels, 1)},
-        classes=_named(task, counts) if task.kind == "classes" else None,
-        stops=bool(problems),
-        problem=(problems or [""])[0],
-    )
+    return {
+        **{"files": len(source.ids) - len(absent), "missing": len(absent), "bad": len(bad), "read": read},
+        **{"low": min(ends, default=np.nan), "high": max(ends, default=np.nan)},
+        "valid": valid / values if values else float(task is None),
+        "classes": _named(task, counts) if classes else None,
+        "stops": bool(problems),
+        "problem": problems[0] if problems else "",
+    }
 
 
-def _missing(source: Source, name: str) -> list[str]:
-    groups = zip(source.parts[name].files, source.ids, strict=True)
-    return [decoding.missing(file, image) for files, image in groups for file in files[:1] if file.bytes < 0]
-
-
-def _with_masks(letter: str, source: Source, sizes: np.ndarray) -> Iterator[Arrays | str | None]:
-    """Each image's "values" and "mask" of a task, whichever part has the mask; texts and None as `decoding.decoded`."""
-    owner = source.masks.get(letter, letter)
-    labels = decoding.decoded(letter, source.parts[letter], sizes)
-    apart = owner not in (None, letter)
-    masks = decoding.decoded(owner, source.parts[owner], sizes) if apart else repeat({})
-    for label, mask in zip(labels, masks, strict=apart):
-        wrong = next((found for found in (label, mask) if not isinstance(found, dict)), label)
-        if not isinstance(wrong, dict):
-            yield wrong
-        else:
-            both = {**label, **mask}
-            yield {"mask": np.ones(label["values"].shape[-2:], dtype=bool), **both}
+def _with_masks(source: Source, name: str, sizes: np.ndarray) -> Iterator[Arrays | str | None]:
+    """Each image's arrays of a part, with the mask where another has it; texts and None as `decoding.decoded`."""
+    owner = source.masks.get(name)
+    masks = decoding.decoded(source, owner, sizes) if owner else repeat({})
+    for found, mask in zip(decoding.decoded(source, name, sizes), masks, strict=bool(owner)):
+        wrong = [each for each in (found, mask) if not isinstance(each, dict)]
+        yield wrong[0] if wrong else found | mask
 
 
 def _named(task: Task, counts: np.ndarray) -> dict[str, int]:

@@ -1,19 +1,19 @@
-"""Data sets of images with dense labels, all in one shape: `load(name, ...) -> Dataset`.
+"""`load(name, ...) -> Dataset`, and what can be said of a data set without loading it.
 
-`rooms` is rendered here and needs no files. `taskonomy`, `nyuv2` and `cityscapes` read what is published under those
-names; `folder` reads any folder that a file `dataset.yaml` describes. Those that read files give what is to be decoded
-as a `decoding.Source`; loading and checking are the same for all.
+`rooms` is rendered and needs no files. All others have a reader, which gives what is to be decoded as a
+`decoding.Source`: `taskonomy` its own, all others `folder`, by a description.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 
-from mtrlib import rooms
-from mtrlib.data import decoding, folder, nyuv2, taskonomy
-from mtrlib.data.dataset import SPLITS, Dataset, papers
+from mtrlib import machine, rooms
+from mtrlib.data import cityscapes, decoding, description, folder, taskonomy
+from mtrlib.data.decoding import Source
+from mtrlib.dataset import SPLITS, Dataset, papers
 from mtrlib.tasks import Task, parse
 
 NAMES = ("rooms", "taskonomy", "nyuv2", "cityscapes", "folder")
@@ -51,9 +51,7 @@ def load(
     parse(tasks)
     _one_of("split", split, SPLITS)
     _one_of("on_bad", on_bad, ("raise", "skip"))
-    for parameter, value in (("size", size), ("limit", limit)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"Parameter {parameter} should be a positive integer. Found {parameter} = {value!r}.")
+    positive(size=size, limit=1 if limit is None else limit)
     if name == "rooms":
         return rooms.load(tasks=tasks, split=split, size=size, limit=limit, seed=seed)
     return decoding.load(source(name, root, tasks, split, size, limit), on_bad=on_bad)
@@ -66,13 +64,7 @@ def tasks(name: str, root: str | Path | None = None) -> dict[str, Task]:
     """
     if _one_of("name", name, NAMES) == "rooms":
         return papers(rooms.TASKS, rooms.CLASSES)
-    return _reader(name).tasks(None if root is None else _folder(root))
-
-
-def classes(name: str, root: str | Path | None = None) -> tuple[str, ...]:
-    """Names of the classes of s in a data set, by index, without loading it; none where it has no s."""
-    defined = tasks(name, root)
-    return defined["s"].class_names if "s" in defined else ()
+    return _reader(name, None if root is None else _folder(root))[0]
 
 
 def letters(name: str, root: str | Path | None = None) -> str:
@@ -81,44 +73,60 @@ def letters(name: str, root: str | Path | None = None) -> str:
 
 
 def digest(name: str, root: str | Path | None = None) -> str | None:
-    """What names the content of the description of a "folder" data set; None for all others, which have none."""
-    return folder.digest(_folder(root)) if name == "folder" and root is not None else None
+    """`description.digest` of a "folder" data set; None for all others, which have no description."""
+    if name != "folder" or root is None:
+        return None
+    splits = description.read(root := _folder(root)).splits
+    lists = [value for value in (splits.train, splits.test) if isinstance(value, str) and value.endswith(".txt")]
+    return description.digest(description.text(root / file) for file in (description.FILE, *lists))
 
 
-def source(name: str, root: str | Path | None, tasks: str, split: str, size: int | None, limit: int | None = None):
-    """What `decoding.load` and `checks.check` read, a `decoding.Source`; parameters as in `load`, size None for images
-    as they are."""
+def positive(**parameters: int) -> None:
+    """ValueError for the first parameter that is no whole number above 0."""
+    for name, value in parameters.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"Parameter {name} should be a positive integer. Found {name} = {value!r}.")
+
+
+def source(
+    name: str, root: str | Path | None, tasks: str, split: str, size: int | None, limit: int | None = None
+) -> Source:
+    """What `decoding.load` and `checks.check` read; parameters as in `load`, size None for images as they are."""
     if root is None:
         raise ValueError(f"Parameter root should be the folder of the {name} files. Found root = None.")
-    root = _folder(root)
-    parse(tasks, letters(name, root), name)
-    found = _reader(name).source(root, letters=tasks, split=split, size=size, limit=limit)
+    root = machine.folder(_folder(root), "the data (root)")
+    defined, read = _reader(name, root)
+    parse(tasks, "".join(defined), name)
+    found = read(root, tasks, split, limit)
     for each in found.ids:
-        _named(root, each)
-    return found
+        _utf8(root / each)
+    chosen = {letter: defined[letter] for letter in tasks}
+    return found._replace(name=name, where=root, split=split, size=size, tasks=chosen)
+
+
+def _reader(name: str, root: Path | None) -> tuple[dict[str, Task], Callable[..., Source]]:
+    """Definitions of the tasks of a data set, and what gives the source of (root, letters, split, limit)."""
+    if name == "taskonomy":
+        return taskonomy.TASKS, taskonomy.source
+    if name == "cityscapes":
+        return cityscapes.description(root).definitions, cityscapes.source
+    if name == "folder" and root is None:
+        raise ValueError("Parameter root should be the folder of the data. Found root = None.")
+    what = description.read(root) if name == "folder" else description.shipped(name)["arrays"]
+    return what.definitions, partial(folder.source, what)
 
 
 def _folder(root: str | Path) -> Path:
-    """The whole path; ValueError for one that is no UTF-8."""
-    root = Path(root).expanduser().absolute()
-    _named(root, "")
-    return root
+    return _utf8(Path(root).expanduser().absolute())
 
 
-def _named(root: Path, name: str) -> None:
-    """ValueError for a folder, or the name of something in it, that is no UTF-8: no table could hold it."""
+def _utf8(path: Path) -> Path:
+    """The path; ValueError for one that is no UTF-8: no table could hold it."""
     try:
-        str(root / name).encode()
+        str(path).encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{str(root)!a} and what is in it should have names in UTF-8. Found {name!a}.") from None
-
-
-def _reader(name: str) -> ModuleType:
-    if name == "cityscapes":
-        from mtrlib.data import cityscapes  # here: it imports torchvision, which takes longer than all the rest
-
-        return cityscapes
-    return {"folder": folder, "nyuv2": nyuv2, "taskonomy": taskonomy}[name]
+        raise ValueError(f"Folders and files of the data should have names in UTF-8. Found {str(path)!a}.") from None
+    return path
 
 
 def _one_of(parameter: str, value: str, allowed: Sequence[str]) -> str:

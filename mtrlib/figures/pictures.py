@@ -8,12 +8,13 @@ import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from mtrlib.figures.style import STYLE, closed
+from mtrlib.figures.style import panels, styled
 from mtrlib.tasks import TASKS, Task, distinct
 
 _CLASS_COLOURS = plt.get_cmap("tab20").colors
 
 
+@styled
 def images(
     rows: dict[str, dict[str, torch.Tensor]], classes: tuple[str, ...], tasks: dict[str, Task] | None = None
 ) -> Figure:
@@ -21,45 +22,41 @@ def images(
 
     Parameters
     ----------
-    rows : by title of the row, then of the column. Under a task letter stands a target or an output: (H, W) class
-        indices, or (C, H, W) values, or logits of classes; under any other name (3, H, W) colours in [0, 1]. NaN is
-        white: see `labels`. The title of a column is written where it differs from that of the row above.
+    rows : by title of the row, then of the column (written where it differs from that of the row above). Under a task
+        letter stands a target or an output: (H, W) class indices, or (C, H, W) values, or logits of classes; under any
+        other name (3, H, W) colours in [0, 1]. NaN is white, see `labels`. One channel of a task that is not the
+        paper's is shown over the range that all its pictures have.
     classes : names of the classes of s.
-    tasks : definitions of the tasks, as `Dataset.tasks`; None for the paper's. Values of a channel whose definition is
-        not the paper's are shown over the range that all pictures of the task have, those of three in their colours.
     """
     tasks = TASKS if tasks is None else tasks
     names = {letter: task.class_names for letter, task in tasks.items() if task.kind == "classes"} | {"s": classes}
-    names = {letter: distinct(found) for letter, found in names.items()}
+    names = {letter: distinct(of_task) for letter, of_task in names.items()}
     limits = _limits(rows, tasks)
-    with plt.rc_context(STYLE):
-        width = max(len(row) for row in rows.values())
-        size = (2.1 * width + 0.4, 2.25 * len(rows) + 0.5)
-        figure, axes = plt.subplots(len(rows), width, figsize=size, squeeze=False, layout="constrained")
-        for axis in axes.flat:
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-        shown: dict[str, set[int]] = {}
-        above: list[str] = []
-        for number, (name, row) in enumerate(rows.items()):
-            axes[number][0].set_ylabel(name)
-            for column, (title, picture) in enumerate(row.items()):
-                if above[column : column + 1] != [title]:
-                    full = f"{title}: {tasks[title].name}" if title in tasks else title
-                    axes[number][column].set_title(full, fontsize=11)
-                if title in names:
-                    picture = picture.argmax(dim=0) if picture.dim() == 3 else picture
-                    shown.setdefault(title, set()).update(picture[~picture.isnan()].unique().tolist())
-                values = picture.detach().float().cpu().numpy()
-                _show(axes[number][column], title, values, tasks.get(title), len(names.get(title, ())), limits)
-            above = list(row)
-        for place, (letter, found) in zip(("center", "left", "right"), shown.items(), strict=False):
-            indices = sorted(int(index) for index in found)
-            patches = [plt.Rectangle((0, 0), 1, 1, color=_class_colour(index)) for index in indices]
-            named = [names[letter][index] if index < len(names[letter]) else str(index) for index in indices]
-            style = {"ncols": 6 if len(shown) == 1 else 3, "frameon": False, "title": f"classes of {letter}"}
-            figure.legend(patches, named, loc=f"outside lower {place}", **style)
-    return closed(figure)
+    width = max(len(row) for row in rows.values())
+    figure, axes = panels(len(rows) * width, width, (2.1, 2.25), (0.4, 0.5))
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    shown: dict[str, set[int]] = {}
+    above: list[str] = []
+    for line, (name, row) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(name)
+        for column, (title, picture) in enumerate(row.items()):
+            if above[column : column + 1] != [title]:
+                line[column].set_title(f"{title}: {tasks[title].name}" if title in tasks else title, fontsize=11)
+            if title in names:
+                picture = picture.argmax(dim=0) if picture.dim() == 3 else picture
+                shown.setdefault(title, set()).update(picture[~picture.isnan()].unique().tolist())
+            values = picture.detach().float().cpu().numpy()
+            _show(line[column], values, tasks.get(title), len(names.get(title, ())), limits.get(title))
+        above = list(row)
+    for place, letter in zip(("center", "left", "right"), shown, strict=False):
+        indices = sorted(map(int, shown[letter]))
+        patches = [plt.Rectangle((0, 0), 1, 1, color=_class_colour(index)) for index in indices]
+        named = [names[letter][index] if index < len(names[letter]) else str(index) for index in indices]
+        style = {"ncols": 6 if len(shown) == 1 else 3, "frameon": False, "title": f"classes of {letter}"}
+        figure.legend(patches, named, loc=f"outside lower {place}", **style)
+    return figure
 
 
 def labels(
@@ -84,23 +81,22 @@ def _limits(rows: dict[str, dict[str, torch.Tensor]], tasks: dict[str, Task]) ->
         if task.kind == "regression" and task.channels == 1 and pictures:
             limits[title] = (0.54, 0.73) if title in "dD" else (-1.0, 1.0)
             if task != TASKS.get(title):
-                known = [picture[~picture.isnan()] for picture in pictures]
-                ends = [(picture.min().item(), picture.max().item()) for picture in known if len(picture)] or [(0, 1)]
-                limits[title] = min(low for low, _ in ends), max(high for _, high in ends)
+                values = torch.cat([picture[~picture.isnan()] for picture in pictures])
+                limits[title] = (values.min().item(), values.max().item()) if len(values) else (0, 1)
     return limits
 
 
-def _show(axis, title: str, picture: np.ndarray, task: Task | None, classes: int, limits: dict) -> None:
+def _show(axis, picture: np.ndarray, task: Task | None, classes: int, limits: tuple[float, float] | None) -> None:
+    style = {"interpolation": "nearest"}
     if task is not None and task.kind == "classes":
         classes = max(classes, int(np.nanmax(picture, initial=0)) + 1)
-        colours = ListedColormap([_class_colour(index) for index in range(classes)])
-        axis.imshow(picture, cmap=colours, vmin=-0.5, vmax=classes - 0.5, interpolation="nearest")
-    elif title in limits:
-        low, high = limits[title]
-        axis.imshow(picture[0], cmap="cividis", interpolation="nearest", vmin=low, vmax=high)
-    elif task is not None:  # [-1, 1]
-        padded = np.pad(picture[:3], ((0, max(3 - len(picture), 0)), (0, 0), (0, 0)))  # two channels: red and green
-        colours = np.nan_to_num(padded.transpose(1, 2, 0) / 2 + 0.5, nan=1.0)
-        axis.imshow(colours.clip(0, 1), interpolation="nearest")
+        style |= {"cmap": ListedColormap(list(map(_class_colour, range(classes)))), "vmin": -0.5, "vmax": classes - 0.5}
+    elif limits:
+        picture = picture[0]
+        style |= {"cmap": "cividis", "vmin": limits[0], "vmax": limits[1]}
     else:
-        axis.imshow(picture.transpose(1, 2, 0).clip(0, 1), interpolation="nearest")
+        if task is not None:  # [-1, 1]; two channels: red and green
+            padded = np.pad(picture[:3], ((0, max(3 - len(picture), 0)), (0, 0), (0, 0)))
+            picture = np.nan_to_num(padded / 2 + 0.5, nan=1.0)
+        picture = picture.transpose(1, 2, 0).clip(0, 1)
+    axis.imshow(picture, **style)

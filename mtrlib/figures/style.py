@@ -1,13 +1,17 @@
 """What all figures share: a task has one colour and marker everywhere (Okabe and Ito's colours first, which the
-colour-blind can tell apart)."""
+colour-blind can tell apart), panels stand in rows, legends name tasks."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
 from string import ascii_letters
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 
@@ -48,8 +52,34 @@ def write(folder: Path, name: str, **figures: Figure) -> None:
             os.replace(temporary, path)
 
 
-def letters_of(found) -> list[str]:
-    return list(canonical("".join(set(found))))
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw in the one style, and close: a notebook shows the figure that it is given once, not twice."""
+
+    @wraps(draw)
+    def drawing(*arguments, **keywords) -> Figure:
+        with plt.rc_context(STYLE):
+            figure = draw(*arguments, **keywords)
+        plt.close(figure)
+        return figure
+
+    return drawing
+
+
+def panels(
+    count: int, columns: int, panel: tuple[float, float], margin: tuple[float, float] = (0, 0), **options
+) -> tuple[Figure, np.ndarray]:
+    """A figure of `count` panels in rows, and its axes, (rows, columns). Sizes (width, height) are in inches."""
+    rows = -(-count // columns)
+    size = (panel[0] * columns + margin[0], panel[1] * rows + margin[1])
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, axes
+
+
+def letters_of(tasks: Iterable[str]) -> list[str]:
+    """The letters of task sets, once each, in the canonical order."""
+    return list(canonical("".join(set("".join(tasks)))))
 
 
 def named(letter: str, tasks: dict[str, Task] | None = None) -> str:
@@ -58,11 +88,16 @@ def named(letter: str, tasks: dict[str, Task] | None = None) -> str:
     return letter if task is None or task.name == letter else f"{letter}: {task.name}"
 
 
-def task_legend(figure: Figure, letters: list[str], tasks: dict[str, Task] | None = None) -> None:
-    handles = [plt.Line2D([], [], color=colour(x), marker=marker_of(x), label=named(x, tasks)) for x in letters]
-    figure.legend(handles=handles, loc="outside right upper", frameon=False, title="auxiliary task\n(solid: none)")
+def mark(label: str, **look) -> plt.Line2D:
+    """One entry of a legend: a mark without a line, unless `look` says otherwise."""
+    return plt.Line2D([], [], label=label, **{"linestyle": "", **look})
 
 
-def closed(figure: Figure) -> Figure:
-    plt.close(figure)  # a notebook shows the returned figure once, not twice
-    return figure
+def task_marks(letters: list[str], tasks: dict[str, Task] | None = None, **look) -> list[plt.Line2D]:
+    """Their entries of a legend."""
+    return [mark(named(x, tasks), color=colour(x), marker=marker_of(x), **look) for x in letters]
+
+
+def reach(table: pd.DataFrame, value: str) -> list[np.ndarray]:
+    """How far the intervals (columns low and high) reach from a value, to both sides."""
+    return [np.maximum(table[value] - table.low, 0), np.maximum(table.high - table[value], 0)]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit  # Student's t; scipy.stats takes long to import
 
 CELL = ("panel", "setting", "attacked", "main", "auxiliary")
 QUANTITIES = ("log_ratio", "ratio", "ratio_of_means", "clean_error", "adversarial_error", "absolute")
@@ -85,7 +85,7 @@ def uncertainty(frame: pd.DataFrame, training: pd.DataFrame | None = None) -> pd
     Returns
     -------
     value, training and images (variances of the value), error (standard), freedom (Satterthwaite), seeds. With one seed
-    training is 0: the error is that of these trained models.
+    training is 0: the error is that of these trained models. One image says nothing of others: its error is infinite.
     """
     of_seed, without = frame.filter(regex=f"^{_SEED}"), frame.filter(regex=f"^{_IMAGE}")
     seeds, blocks = of_seed.notna().sum(axis=1), without.notna().sum(axis=1)
@@ -95,10 +95,11 @@ def uncertainty(frame: pd.DataFrame, training: pd.DataFrame | None = None) -> pd
     table["training"] = (training.variance / seeds).where(seeds > 1, 0.0).fillna(0.0)
     with np.errstate(invalid="ignore"):
         spread = without.sub(without.mean(axis=1), axis=0).pow(2).sum(axis=1, skipna=True)
-    table["images"] = (blocks - 1).clip(lower=0) / blocks.clip(lower=1) * spread
+    few = np.inf if without.shape[1] else 0.0  # a printed number has no images at all
+    table["images"] = ((blocks - 1) / blocks * spread).where(blocks > 1, few)
     table["error"] = np.sqrt(table.training + table.images)
     parts = table.training**2 / training.freedom.clip(lower=1) + table.images**2 / (blocks - 1).clip(lower=1)
-    table["freedom"] = (table.error**4 / parts).where(parts > 0, np.inf).clip(lower=1)
+    table["freedom"] = (table.error**4 / parts).where((parts > 0) & np.isfinite(parts), np.inf).clip(lower=1)
     return table.assign(seeds=seeds)
 
 
@@ -109,16 +110,18 @@ def noise(frame: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
     at most), over seeds, pooled, without what all models of a seed have in common (it falls out of differences), with
     (models - 1) (seeds - 1) degrees of freedom.
     """
-    variance, freedom = pd.Series(np.nan, frame.index), pd.Series(np.nan, frame.index)
-    for rows in _alike(frame.index):
-        models = pd.concat([frame.iloc[rows], baseline.iloc[rows].loc[lambda f: ~f.index.duplicated()]])
-        values = models.filter(regex=f"^{_SEED}").dropna(axis=1, how="all").to_numpy(float)
-        rest = values - _mean(values, axis=1)[:, None]
-        rest = rest - _mean(rest, axis=0)
-        count = (len(values) - 1) * (values.shape[1] - 1)
-        variance.iloc[rows] = 2 * np.nansum(rest**2) / count if count else np.nan
-        freedom.iloc[rows] = count
-    return pd.DataFrame({"variance": variance, "freedom": freedom})
+    group = np.tile(_alike(frame.index), 2)
+    models = pd.concat([frame, baseline]).filter(regex=f"^{_SEED}")
+    about = models.index.to_frame(index=False).assign(group=group, base=np.repeat([False, True], len(frame)))
+    first = ~about.duplicated().to_numpy()
+    models, group = models[first].reset_index(drop=True), group[first]
+    rest = models.sub(models.mean(axis=1), axis=0)
+    rest = rest - rest.groupby(group).transform("mean")
+    seeds = models.notna().groupby(group).any().sum(axis=1)
+    freedom = (np.bincount(group) - 1) * (seeds - 1)
+    variance = 2 * rest.pow(2).sum(axis=1).groupby(group).sum() / freedom.where(freedom > 0)
+    found = pd.DataFrame({"variance": variance, "freedom": freedom.astype(float)})
+    return found.iloc[_alike(frame.index)].set_axis(frame.index)
 
 
 def compared(frame: pd.DataFrame, baseline: pd.DataFrame, *, same_models: bool = False) -> pd.DataFrame:
@@ -149,6 +152,27 @@ def beside(frame: pd.DataFrame, **baseline: str) -> tuple[pd.DataFrame, pd.DataF
     return rows[place >= 0], frame.iloc[place[place >= 0]]
 
 
+def mean_ratios(frame: pd.DataFrame, by: Sequence[str], *, same_models: bool = False, **baseline: str) -> pd.DataFrame:
+    """How many times the error of a baseline that of some cells is: the geometric mean over images and cells.
+
+    Parameters
+    ----------
+    frame : log ratios of cells, as `estimates` gives them.
+    by : levels of its index; one row for each of their values.
+    same_models, baseline : as in `compared` and `beside`.
+
+    Returns
+    -------
+    The logarithm of that number with its errors, as `uncertainty` gives them, and cells (how many have one). Cells are
+    all there are, not a sample: none is resampled.
+    """
+    rows, base = beside(frame, **baseline)
+    difference = pd.DataFrame(rows.to_numpy() - base.to_numpy(), rows.index, rows.columns)
+    groups = difference.groupby(level=list(by), sort=False)
+    table = uncertainty(groups.mean()).assign(cells=groups.value.count())
+    return table if same_models else table.assign(error=table.error.where(table.seeds > 1, np.inf))
+
+
 def columnwise(frame: pd.DataFrame, function: Callable[[pd.Series], float | pd.Series], name: str = "") -> pd.DataFrame:
     """A function of all rows, in every column: one row more of the same kind, or several, from numbers of cells."""
     found = frame.apply(function)
@@ -169,7 +193,7 @@ def holm(table: pd.DataFrame, threshold: float = 0.0, level: float = 0.05) -> pd
     """
     distance = table.value - threshold
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * student.sf(np.abs(distance) / table.error, table.freedom)
+        p = 2 * stdtr(table.freedom, -np.abs(distance) / table.error)
     p = np.where(table.error > 0, p, np.where(distance == 0, 1.0, 0.0))
     p = np.where(table.value.isna() | np.isnan(p), 1.0, p)
     order = np.argsort(p, kind="stable")
@@ -178,15 +202,18 @@ def holm(table: pd.DataFrame, threshold: float = 0.0, level: float = 0.05) -> pd
     stepped[order] = np.minimum(np.maximum.accumulate(times * p[order]), 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         times = np.where(p > 0, np.clip(stepped / p, 1.0, len(p)), 1.0)
-        reach = np.where(table.error > 0, student.isf(level / 2 / times, table.freedom) * table.error, 0.0)
+        reach = np.where(table.error > 0, -stdtrit(table.freedom, level / 2 / times) * table.error, 0.0)
     side = np.where(stepped < level, np.sign(distance), 0).astype(int)
     return table.assign(low=table.value - reach, high=table.value + reach, side=side)
 
 
 def interval(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
-    """value, low and high of each row, by Student's t; what tables and figures show."""
-    table = uncertainty(frame)
-    reach = student.isf((1 - level) / 2, table.freedom) * table.error
+    """value, low and high of each row, by Student's t; what tables and figures show.
+
+    frame : as `estimates` or, with an error already, `uncertainty` gives it.
+    """
+    table = frame if "error" in frame else uncertainty(frame)
+    reach = -stdtrit(table.freedom, (1 - level) / 2) * table.error
     return pd.DataFrame({"value": table.value, "low": table.value - reach, "high": table.value + reach})
 
 
@@ -209,20 +236,18 @@ def _parts(errors: pd.DataFrame, quantity: str) -> tuple[np.ndarray, np.ndarray]
     return above, np.where(valid, clean if quantity == "ratio_of_means" else 1.0, np.nan)
 
 
-def _alike(index: pd.MultiIndex) -> list[np.ndarray]:
-    """Positions of the rows that differ in the auxiliary task only; each by itself in an index that has none."""
+def _alike(index: pd.MultiIndex) -> np.ndarray:
+    """Which group each row belongs to: of those that differ in the auxiliary task only; its own in an index without."""
     names = [name for name in index.names if name != "auxiliary"]
     if len(names) == len(index.names):
-        return [np.array([k]) for k in range(len(index))]
-    return list(index.to_frame(index=False).groupby(names, sort=False, dropna=False).indices.values())
+        return np.arange(len(index))
+    return index.to_frame(index=False).groupby(names, sort=False, dropna=False).ngroup().to_numpy()
 
 
 def _pooled(variance: pd.Series, freedom: pd.Series) -> pd.DataFrame:
-    pooled, total = variance.copy(), freedom.copy()
-    for rows in _alike(variance.index):
-        total.iloc[rows] = freedom.iloc[rows].sum()
-        pooled.iloc[rows] = np.average(variance.iloc[rows].fillna(0), weights=np.maximum(freedom.iloc[rows], 1e-9))
-    return pd.DataFrame({"variance": pooled, "freedom": total})
+    group, weight = _alike(variance.index), np.maximum(freedom, 1e-9)
+    pooled = (variance.fillna(0) * weight).groupby(group).transform("sum") / weight.groupby(group).transform("sum")
+    return pd.DataFrame({"variance": pooled, "freedom": freedom.groupby(group).transform("sum")})
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:

@@ -16,18 +16,16 @@ import torch
 from torch import Tensor, nn
 
 # Pixels of the image to one of the latent.
-_STRIDES = {"resnet18": 32, "resnet50": 32, "resnet152": 32, "wide_resnet50_2": 32, "xception_small": 16}
-_STRIDES |= {"resnet18_small": 8, "resnet50_small": 8, "wide_resnet50_2_small": 8}
-_STRIDES |= {"resnet18_tiny": 8, "resnet50_tiny": 8}
+_STRIDES = dict.fromkeys(("resnet18", "resnet50", "resnet152", "wide_resnet50_2"), 32) | {"xception_small": 16}
+_STRIDES |= dict.fromkeys(
+    ("resnet18_small", "resnet50_small", "wide_resnet50_2_small", "resnet18_tiny", "resnet50_tiny"), 8
+)
 ENCODERS = tuple(_STRIDES)
 TIMM = "timm/"
 
 
 def known(name: str) -> str:
-    """The name of an encoder, if there is one: one of `ENCODERS`, or "timm/" and a name of timm's.
-
-    Raises ValueError with the names allowed, and ImportError where timm is wanted and not installed.
-    """
+    """The name of an encoder, if it is one: of `ENCODERS`, or "timm/" and a name of timm's. Else a ValueError."""
     if name.startswith(TIMM):
         import timm
 
@@ -44,31 +42,22 @@ def known(name: str) -> str:
 def stride(name: str) -> int:
     """Pixels of the image to one of the latent, height and width alike."""
     if known(name).startswith(TIMM):
-        return _timm(name, pretrained=False).stride
+        return Timm(name, pretrained=False).stride
     return _STRIDES[name]
 
 
 def build(name: str, pretrained: bool = False) -> tuple[nn.Module, int]:
-    """A new encoder with random weights, and the channels of its latent.
-
-    Parameters
-    ----------
-    name : as in `known`.
-    pretrained : weights trained on ImageNet, fetched by timm; for "timm/<name>" only.
-
-    Returns
-    -------
-    encoder : (B, 3, H, W) -> (B, channels, H / stride, W / stride).
-    """
+    """A new encoder, (B, 3, H, W) -> (B, channels, H / stride, W / stride), and the channels. Its weights are random or
+    `pretrained` on ImageNet, fetched by timm: for "timm/<name>" only."""
     if known(name).startswith(TIMM):
-        encoder = _timm(name, pretrained)
+        encoder = Timm(name, pretrained)
         return encoder, encoder.channels
     if pretrained:
         raise ValueError(f"Parameter pretrained should be false for {name}: only timm/<name> has trained weights.")
     if name == "xception_small":
         return _xception(), 256
-    if name.endswith(("_small", "_tiny")):
-        network, _, size = name.rpartition("_")
+    network, _, size = name.rpartition("_")
+    if size in ("small", "tiny"):
         return _small_resnet(network, 8 if size == "tiny" else 32)
     from torchvision.models import resnet  # here, as in `_small_resnet`: it takes longer to import than torch
 
@@ -81,20 +70,19 @@ def _small_resnet(name: str, narrowest: int) -> tuple[nn.Module, int]:
     """A ResNet whose first stage has so many channels."""
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
-    counts = {"resnet18": (2, 2, 2, 2)}.get(name, (3, 4, 6, 3))
-    block = BasicBlock if name == "resnet18" else Bottleneck
+    counts, block = ((2, 2, 2, 2), BasicBlock) if name == "resnet18" else ((3, 4, 6, 3), Bottleneck)
     group = {"base_width": 128} if name.startswith("wide") else {}
     layers: dict[str, nn.Module] = {"conv1": nn.Conv2d(3, narrowest, 3, stride=2, padding=1, bias=False)}
     layers |= {"bn1": nn.BatchNorm2d(narrowest), "relu": nn.ReLU()}
     before = narrowest
-    for i, (count, step) in enumerate(zip(counts, (1, 2, 2, 1), strict=True), start=1):
-        width = narrowest * 2 ** (i - 1)
+    for i, (count, step) in enumerate(zip(counts, (1, 2, 2, 1), strict=True)):
+        width = narrowest * 2**i
         after = width * block.expansion
         shortcut = None
         if step != 1 or before != after:
             shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=step, bias=False), nn.BatchNorm2d(after))
         first = block(before, width, step, shortcut, **group)
-        layers[f"layer{i}"] = nn.Sequential(first, *(block(after, width, **group) for _ in range(count - 1)))
+        layers[f"layer{i + 1}"] = nn.Sequential(first, *(block(after, width, **group) for _ in range(count - 1)))
         before = after
     return nn.Sequential(OrderedDict(layers)), before
 
@@ -143,9 +131,9 @@ def _xception() -> nn.Module:
 
 
 class Upsampling(nn.ConvTranspose2d):
-    """A 2 x 2 transposed convolution of stride 2, (B, before, H, W) -> (B, after, 2 H, 2 W): no two inputs meet in one
-    output. Trained in bfloat16 on a CPU it is computed as what it then is, one matrix product for all pixels: the same
-    but for rounding, and its gradient of the weights takes a tenth to a quarter of the time."""
+    """A 2 x 2 transposed convolution of stride 2, (B, before, H, W) -> (B, after, 2 H, 2 W). Trained in bfloat16 on a
+    CPU it is computed as what it is, one matrix product for all pixels, since no two inputs meet in one output: the
+    same but for rounding, and its gradient of the weights takes a tenth to a quarter of the time."""
 
     def __init__(self, before: int, after: int):
         super().__init__(before, after, kernel_size=2, stride=2)
@@ -189,31 +177,23 @@ class XceptionDecoder(nn.Module):
 class Timm(nn.Module):
     """The last feature map of a network of timm."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, name: str, pretrained: bool):
         super().__init__()
-        self.network = network
-        self.channels, self.stride = network.feature_info.channels()[-1], network.feature_info.reduction()[-1]
+        import timm
+
+        plain, options = name.removeprefix(TIMM), {"features_only": True, "pretrained": pretrained}
+        try:
+            try:  # transformers: any image size, not only that of their training
+                self.network = timm.create_model(plain, dynamic_img_size=True, **options)
+            except TypeError:
+                self.network = timm.create_model(plain, **options)
+        except Exception as error:
+            if pretrained:  # of whatever type: it is fetched
+                raise ValueError(f"The trained weights of {name} cannot be fetched: {error}") from error
+            if isinstance(error, (RuntimeError, AttributeError)):
+                raise ValueError(f"{name} gives no feature maps: {error}") from error
+            raise
+        self.channels, self.stride = self.network.feature_info.channels()[-1], self.network.feature_info.reduction()[-1]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)[-1]
-
-
-def _timm(name: str, pretrained: bool) -> Timm:
-    import timm
-
-    options = {"features_only": True, "pretrained": pretrained}
-    plain = name.removeprefix(TIMM)
-    try:
-        try:  # transformers: any image size, not only that of their training
-            network = timm.create_model(plain, dynamic_img_size=True, **options)
-        except TypeError:
-            network = timm.create_model(plain, **options)
-    except (RuntimeError, AttributeError, NotImplementedError) as error:
-        if pretrained:
-            raise ValueError(f"The trained weights of {name} cannot be had: {error}") from error
-        raise ValueError(f"{name} gives no feature maps: {error}") from error
-    except Exception as error:
-        if not pretrained:
-            raise
-        raise ValueError(f"The trained weights of {name} cannot be fetched: {error}") from error
-    return Timm(network)

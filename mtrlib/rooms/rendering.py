@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrlib.data.dataset import SPLITS, Dataset
+from mtrlib.dataset import SPLITS, Dataset
 from mtrlib.rooms import casting
 from mtrlib.rooms.scenes import CLASSES, COLOUR, EMIT, HALF, TEXTURE, UNIFORMS, decode
 from mtrlib.tasks import TASKS as ALL_TASKS

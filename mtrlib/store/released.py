@@ -1,11 +1,9 @@
 """The errors of a tier, in one sealed file: with it every table, figure and verdict comes out again without training.
 
-The file is a Parquet table that pandas reads as it is: the errors table (one row an image, model, attack and evaluated
-task), with the key of each evaluation and its whole specification as JSON. In its metadata, under "mtrlib", are the
-records of the models (specification, history, seconds, what wrote them), the other tables that the notebooks read
-(gradients, what the published code does), and the digests of the code that computed it all (`sources`).
-
-Released errors are the record of the version that made them, so they are found by specification, whatever the code.
+The file is a Parquet table that pandas reads as it is (`tables`): the errors table, with the key of each evaluation and
+its whole specification as JSON; in its words the records of the models, the other tables that the notebooks read
+(gradients, what the published code does), and the digests of the code that computed it all (`sources`). Released errors
+are the record of the version that made them, so they are found by specification, whatever the code.
 """
 
 from __future__ import annotations
@@ -18,30 +16,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mtrlib import sealed
 from mtrlib.specs import Evaluation, ModelSpec, key_of
-from mtrlib.store import sources
+from mtrlib.store import sources, tables
 
 if TYPE_CHECKING:
     from mtrlib.store.store import Store
 
+_PACKED = {"compression": "zstd", "dictionary_pagesize_limit": 2**25}
 MEASURED = ["task", "image_id", "clean_error", "adversarial_error", "clean_loss", "adversarial_loss"]
 
 
 class Released:
-    """What a file of released errors holds; nothing without a file.
+    """What a file of released errors holds; nothing where `path` is None.
 
-    Parameters
-    ----------
-    path : the file, as `write` writes it, or None.
-    any_precision : find what was computed in another precision of convolutions, too.
-
-    Raises
-    ------
-    ValueError : for a file that is missing, damaged or no file of released errors.
+    `any_precision` finds what was computed in another precision of convolutions, too. ValueError for a file that is
+    missing, damaged or no file of released errors.
     """
 
     def __init__(self, path: Path | None = None, any_precision: bool = False):
@@ -53,24 +44,23 @@ class Released:
             return
         if not path.is_file():
             raise ValueError(f'Parameter released should be a file of released errors, or "" for none. Found {path}.')
+        rows, words = tables.read(path, "file of released errors")
         try:
-            stored = pq.read_table(io.BytesIO(sealed.read(path)))
-            said = json.loads(stored.schema.metadata[b"mtrlib"])
-            self.code = said["code"]
-            self._records = {self._name("model", record["spec"]): record for record in said["models"]}
-            self._add("errors", stored.select(["specification", *MEASURED]).to_pandas())
-            for kind, content in said["tables"].items():
+            self.code = words["code"]
+            self._records = {self._name("model", record["spec"]): record for record in words["models"]}
+            self._add("errors", rows[["specification", *MEASURED]])
+            for kind, content in words["tables"].items():
                 self._add(kind, pd.read_parquet(io.BytesIO(base64.b64decode(content))))
-        except (pa.ArrowException, LookupError, TypeError, json.JSONDecodeError) as error:
+        except (LookupError, TypeError, ValueError) as error:  # ArrowInvalid among them
             raise sealed.Damaged(path, f"it is no file of released errors ({error})") from error
 
     def record(self, spec: ModelSpec) -> dict | None:
         """As `Store.record`; None for a model that is not in it."""
-        return self._records.get(self._name("model", spec.model_dump(mode="json"))) if self._records else None
+        return self._records.get(self._name("model", spec.model_dump(mode="json")))
 
     def has(self, kind: str, about: dict) -> bool:
         """Whether the table of this kind and specification is in it."""
-        return bool(self._tables) and self._name(kind, about) in self._tables
+        return self._name(kind, about) in self._tables
 
     def table(self, kind: str, about: dict) -> pd.DataFrame | None:
         """The table as it was measured; None for one that is not in it."""
@@ -109,59 +99,35 @@ class Released:
 def write(
     path: Path, store: Store, models: Iterable[ModelSpec], evaluations: Iterable[Evaluation]
 ) -> tuple[int, int, int]:
-    """Write the released errors of models and evaluations that a store has, and all other tables that it has of these
-    models.
+    """Write the errors of models and evaluations that a store has, and all its other tables of these models.
 
-    Returns
-    -------
-    The numbers of models, evaluations and other tables.
-
-    Raises
-    ------
-    ValueError : where the store lacks some of them.
+    Returns the numbers of models, evaluations and other tables; ValueError where the store lacks some of them.
     """
     models, evaluations = list(models), list(evaluations)
     untrained = sum(not store.has_model(spec) for spec in models)
-    missing = sum(not store.has_errors(e.model, e.attack, e.epoch, e.source) for e in evaluations)
+    missing = sum(not store.has_errors(e) for e in evaluations)
     if untrained or missing or not evaluations:
         raise ValueError(
             f"The store {store.path} should have {len(models)} models and {len(evaluations)} attacks on them. It lacks "
             f"{untrained} and {missing}: run `make batch` for this tier first."
         )
     records = [store.record(spec) for spec in models]
-    frames, tables, code = [], {}, {}
-    for e in evaluations:
-        rows = store.errors(e.model, e.attack, e.epoch, source=e.source)
-        frames.append(rows.assign(key=e.key, specification=_json(e.model_dump(mode="json"))))
-    keys = {spec.key for spec in models}
+    errors = [store.errors(e).assign(key=e.key, specification=_json(e.model_dump(mode="json"))) for e in evaluations]
+    keys, others, code = {spec.key for spec in models}, {}, {}
     for kind, about, rows, by in store.others():
         if {key_of(spec) for spec, _ in about["of"]} <= keys:
-            tables.setdefault(kind, []).append(rows.assign(specification=_json(about)))
+            others.setdefault(kind, []).append(rows.assign(specification=_json(about)))
             code |= by
     for record in records:
         code |= record["code"]
-    code |= sources.digests(["attacks"])
-    said = {
-        "code": code,
-        "models": records,
-        "tables": {kind: _parquet(pd.concat(rows, ignore_index=True)) for kind, rows in sorted(tables.items())},
+    packed = {
+        kind: base64.b64encode(tables.content(pd.concat(rows, ignore_index=True), {}, **_PACKED)).decode()
+        for kind, rows in sorted(others.items())
     }
-    content = pa.Table.from_pandas(pd.concat(frames, ignore_index=True), preserve_index=False)
-    content = content.replace_schema_metadata({**(content.schema.metadata or {}), "mtrlib": json.dumps(said)})
-    path.parent.mkdir(parents=True, exist_ok=True)
+    words = {"code": code | sources.digests(["attacks"]), "models": records, "tables": packed}
     with sealed.locked(path.with_name(f".{path.name}.lock")):
-        sealed.seal(path, _bytes(content))
-    return len(models), len(evaluations), sum(map(len, tables.values()))
-
-
-def _parquet(rows: pd.DataFrame) -> str:
-    return base64.b64encode(_bytes(pa.Table.from_pandas(rows, preserve_index=False))).decode()
-
-
-def _bytes(content: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(content, buffer, compression="zstd", dictionary_pagesize_limit=2**25)
-    return buffer.getvalue()
+        tables.write(path, pd.concat(errors, ignore_index=True), words, **_PACKED)
+    return len(models), len(evaluations), sum(map(len, others.values()))
 
 
 def _json(content: dict) -> str:

@@ -1,20 +1,15 @@
-"""What each notebook needs: its parameters (`parameters`), its cells, and what it reads from their errors."""
+"""What each notebook needs: its parameters and cells, in the module of its name, and what it reads from their errors.
+The notebook's first cell checks its parameters (`check`); `study` has what all notebooks do with cells."""
 
-from mtrlib.studies.cells import (
-    ALONE,
+from mtrlib.studies.parameters import check
+from mtrlib.studies.study import (
     Cell,
     attack,
     evaluations,
     matched_l2_eps_255,
     models,
-    new_dataset,
     plan,
-    rq1,
-    rq2,
-    rq3,
-    rq4,
     run,
-    subsets,
     train,
     train_models,
 )

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
@@ -36,28 +35,22 @@ def fit(
 
     Parameters
     ----------
-    spec : the model and its training.
     data : the training data; fastest when it lies on `device` already.
     folder : where checkpoints and the state to resume from are written; a state found there is continued.
-    device : to train on.
     description : shown with the progress.
 
     Returns
     -------
-    One dict an epoch: epoch, seconds, the mean training loss by task letter, and of a checkpoint its sha256.
-
-    Raises
-    ------
-    FloatingPointError : where a loss or a gradient is not finite, with its epoch, step and task; looked at when the
-        epoch ends, so that no step waits. What is saved is then from before that epoch.
+    One dict an epoch: epoch, seconds, the mean training loss by task letter, and of a checkpoint its sha256. Where a
+    loss or a gradient is not finite, a FloatingPointError with its epoch, step and task ends the training after that
+    epoch, so that no step waits; what is saved is then from before it.
     """
     model = build(spec, data.tasks, spec.pretrained).to(device)
-    parameters = dict(model.named_parameters())
-    optimizer = optimizer_of(spec, parameters)
-    folder.mkdir(parents=True, exist_ok=True)
+    optimizer = optimizer_of(spec, dict(model.named_parameters()))
     balance = weights.balancer(spec.weights, spec.tasks)
     resumed = folder / "resume.safetensors"
-    history = _resume(resumed, spec, model, parameters, optimizer, balance)
+    history = _resume(resumed, spec, model, optimizer, balance)
+    folder.mkdir(parents=True, exist_ok=True)
     saved = time.monotonic()
     total, done = spec.epochs * len(data), len(history) * len(data)
     with bar(total, description or spec.tasks, "image", done) as progress, machine.exact():
@@ -71,23 +64,21 @@ def fit(
             if epoch in spec.checkpoints:
                 history[-1]["sha256"] = save(checkpoint(folder, epoch), model.state_dict())
             if epoch in spec.checkpoints or time.monotonic() - saved > SAVE_EVERY:
-                _save_resume(resumed, spec, model, parameters, optimizer, balance, history)
+                _save_resume(resumed, spec, model, optimizer, balance, history)
                 saved = time.monotonic()
     return history
 
 
 def build(spec: ModelSpec, tasks: dict[str, Task], pretrained: bool = False) -> models.MultiTaskModel:
-    """The untrained model of a specification; `tasks` are the definitions of its data set, as `data.tasks` gives them
-    and `Dataset.tasks` holds them. `pretrained` fetches the weights that its encoder begins from, if it has any."""
+    """The untrained model of a specification; `tasks` are the definitions of its data set, as `Dataset.tasks`.
+    `pretrained` fetches the weights that its encoder begins from, if it has any."""
     return models.build(spec.encoder, spec.tasks, definitions=tasks, seed=spec.seed, pretrained=pretrained)
 
 
 def optimizer_of(spec: ModelSpec, parameters: dict[str, Tensor]) -> torch.optim.Optimizer:
-    """The optimizer of a specification over named parameters.
-
-    It holds views of them in the order of their memory, and takes the gradients of `parameters` at each step: over
-    channels-last ones PyTorch's fused optimizers make copies and take twice the time. `zero_grad` is the model's.
-    """
+    """The optimizer of a specification over named parameters, as views in the order of their memory, which takes the
+    gradients of `parameters` at each step: over channels-last ones PyTorch's fused optimizers make copies and take
+    twice the time. `zero_grad` is the model's."""
     views = [_in_memory_order(parameter.detach()) for parameter in parameters.values()]
     common = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay, "fused": True}
     if spec.optimizer == "sgd":
@@ -122,11 +113,10 @@ def epoch_losses(
     advance: Callable[[int], object] = lambda images: None,
     balance: weights.GradNorm | weights.Aggregated | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Train one epoch (counted from 1).
-
-    Yields, of each step, the task losses, (T,), and the lengths of the gradients of the encoder and of each decoder,
-    (1 + T,), on the device: no step waits for the host, but for aggregators that compute there. `advance` is told the
-    number of images of each step; `balance` weighs the gradients where the weights are not fixed.
+    """Train one epoch (counted from 1). Yields, of each step, the task losses, (T,), and the lengths of the gradients
+    of the encoder and of each decoder, (1 + T,), on the device: no step waits for the host, but for aggregators that
+    compute there. `advance` is called with the number of images of each step; `balance` weighs gradients where no
+    weights are fixed.
     """
     if balance is None:
         fixed = torch.tensor(weights.task_weights(spec.weights, spec.tasks), device=device)
@@ -165,9 +155,8 @@ def checkpoint(folder: Path, epoch: int) -> Path:
 
 def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
     """Write tensors to a file that is either whole or not there. Returns its sha256."""
-    return sealed.write(
-        path, serialised({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, metadata)
-    )
+    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    return sealed.write(path, serialised(tensors, metadata))
 
 
 def learning_rate(spec: ModelSpec, progress: float) -> float:
@@ -180,24 +169,24 @@ def learning_rate(spec: ModelSpec, progress: float) -> float:
 
 def _means(losses: Tensor, norms: Tensor, spec: ModelSpec, epoch: int) -> dict[str, float]:
     """(steps, T) losses -> the mean of each task; stops at one, or a gradient (steps, 1 + T), that is not finite."""
-    bad = (~torch.cat([losses, norms], dim=1).isfinite()).nonzero()
-    if len(bad):
-        step, column = min(map(tuple, bad.tolist()))  # the first step; of that, losses before gradients
+    values = torch.cat([losses, norms], dim=1)
+    bad = (~values.isfinite()).nonzero().tolist()
+    if bad:
+        step, column = bad[0]  # the first step; of that, losses before gradients
         names = [f"loss of task {task}" for task in spec.tasks] + ["gradient of the encoder"]
         names += [f"gradient of the decoder of task {task}" for task in spec.tasks]
-        value = torch.cat([losses[step], norms[step]])[column].item()
         raise FloatingPointError(
-            f"The {names[column]} is {value} in epoch {epoch}, step {step + 1} "
-            f"of the model {spec.tasks} (seed {spec.seed}); a smaller learning_rate than {spec.learning_rate} may help."
+            f"The {names[column]} is {values[step, column].item()} in epoch {epoch}, step {step + 1} of the model "
+            f"{spec.tasks} (seed {spec.seed}); a smaller learning_rate than {spec.learning_rate} may help."
         )
     return dict(zip(spec.tasks, losses.double().mean(dim=0).tolist(), strict=True))
 
 
-def _save_resume(path: Path, spec: ModelSpec, model, parameters, optimizer, balance, history: list[dict]) -> None:
+def _save_resume(path: Path, spec: ModelSpec, model, optimizer, balance, history: list[dict]) -> None:
     state = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, view in zip(parameters, optimizer.param_groups[0]["params"], strict=True):
+    for (name, parameter), view in _with_views(model, optimizer):
         for key, value in optimizer.state[view].items():  # written in the parameter's shape
-            as_it_is = value.dim() == 0 or parameters[name].is_contiguous()
+            as_it_is = value.dim() == 0 or parameter.is_contiguous()
             state[f"optimizer/{name}/{key}"] = value if as_it_is else value.permute(0, 3, 1, 2)
     if balance is not None:
         state |= {f"balance/{key}": value for key, value in balance.state().items()}
@@ -206,7 +195,7 @@ def _save_resume(path: Path, spec: ModelSpec, model, parameters, optimizer, bala
     save(path, state, {**about, "sha256": _digest(state, about)})
 
 
-def _resume(path: Path, spec: ModelSpec, model, parameters, optimizer, balance) -> list[dict]:
+def _resume(path: Path, spec: ModelSpec, model, optimizer, balance) -> list[dict]:
     """Load the state at `path`, if there is one, and return its history. A state that is damaged, of another model, or
     whose checkpoints are, is set aside: the training begins anew."""
     if not path.exists():
@@ -214,21 +203,26 @@ def _resume(path: Path, spec: ModelSpec, model, parameters, optimizer, balance) 
     try:
         state, history = _read_resume(path, spec)
         if balance is not None:
-            balance.load({name[8:]: tensor for name, tensor in state.items() if name.startswith("balance/")})
+            balance.load(_under("balance/", state))
     except ValueError as error:
         sealed.set_aside(path, getattr(error, "reason", str(error)))
         return []
-    model.load_state_dict({name[6:]: tensor for name, tensor in state.items() if name.startswith("model/")})
-    views = dict(zip(parameters, optimizer.param_groups[0]["params"], strict=True))
-    for name, tensor in state.items():
-        kind, _, rest = name.partition("/")
-        if kind == "optimizer":
-            name, _, key = rest.rpartition("/")
-            parameter = parameters[name]
+    model.load_state_dict(_under("model/", state))
+    for (name, parameter), view in _with_views(model, optimizer):
+        for key, tensor in _under(f"optimizer/{name}/", state).items():
             same = tensor.shape == parameter.shape  # a counter of steps is a scalar
             restored = torch.empty_like(parameter).copy_(tensor).detach() if same else tensor.to(parameter.device)
-            optimizer.state[views[name]][key] = _in_memory_order(restored)
+            optimizer.state[view][key] = _in_memory_order(restored)
     return history
+
+
+def _with_views(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[tuple[str, Tensor], Tensor]]:
+    """Each named parameter with the optimizer's view of it."""
+    return zip(model.named_parameters(), optimizer.param_groups[0]["params"], strict=True)
+
+
+def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _read_resume(path: Path, spec: ModelSpec) -> tuple[dict[str, Tensor], list[dict]]:
@@ -236,7 +230,7 @@ def _read_resume(path: Path, spec: ModelSpec) -> tuple[dict[str, Tensor], list[d
     try:
         with safe_open(path, "pt") as file:
             about = dict(file.metadata())
-        state = load_file(path)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         written = about.pop("sha256")
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise sealed.Damaged(path, " ".join(str(error).split())) from error
@@ -253,8 +247,8 @@ def _read_resume(path: Path, spec: ModelSpec) -> tuple[dict[str, Tensor], list[d
 
 def _digest(state: dict[str, Tensor], about: dict[str, str]) -> str:
     """Of names, types, shapes and values, on the CPU."""
-    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, tensor in sorted(state.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        found.update(tensor.flatten().view(torch.uint8).numpy())
-    return found.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

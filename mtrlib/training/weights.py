@@ -18,14 +18,12 @@ from mtrlib.specs import FIXED, known
 
 
 def task_weights(weights: str, tasks: str) -> tuple[float, ...]:
-    """Fixed weights, one a task, in the order of `tasks`.
+    """Fixed weights, one a task, in the order of `tasks`; ValueError for another scheme, or tasks that it has none of.
 
     "uniform" is 1 / N for each of N tasks: the shipped jobs' setting, so that the sum of the weights, and with it the
     size of a training step, does not grow with the number of tasks. "published" is the supplement's setting S4: 1 for
     the main task, which is the first letter, and .1 or .01 for the auxiliary one; 1 for a task alone. "1.0:0.1" are
     weights of one's own.
-
-    Raises ValueError for a scheme that does not exist and for tasks without published weights.
     """
     if ":" in weights:
         own = tuple(map(float, known(weights).split(":")))
@@ -34,10 +32,8 @@ def task_weights(weights: str, tasks: str) -> tuple[float, ...]:
         return own
     if weights not in FIXED:
         raise ValueError(f"Parameter weights should be one of {', '.join(FIXED)}. Found weights = {weights!r}.")
-    if weights == "uniform":
+    if weights == "uniform" or len(tasks) == 1:
         return (1 / len(tasks),) * len(tasks)
-    if len(tasks) == 1:
-        return (1.0,)
     table = published()
     if tasks not in table.index:
         raise ValueError(f"Published weights exist for {', '.join(table.index)}. Found tasks = {tasks!r}.")
@@ -47,7 +43,7 @@ def task_weights(weights: str, tasks: str) -> tuple[float, ...]:
 @cache
 def published() -> pd.DataFrame:
     """The supplement's weights of setting S4, by pair of letters, such as "sd" for main task s: columns main_weight and
-    auxiliary_weight. The same table each time: not to be changed."""
+    auxiliary_weight."""
     table = pd.read_csv(Path(__file__).with_name("task_weights_supplement.csv"))
     return table.set_index(table.main + table.auxiliary)[["main_weight", "auxiliary_weight"]]
 
@@ -70,11 +66,7 @@ class GradNorm:
     A task whose loss is 0, as in a batch without a valid label of it, keeps its weight in that step and is in no mean.
     A first loss that a later one exceeds fourfold, such as that of a batch with hardly a label, gives way to that one.
 
-    Parameters
-    ----------
-    tasks : number of tasks.
-    alpha : strength of the pull towards equal training rates; the paper's 1.5.
-    learning_rate : of the weights, under Adam.
+    The paper's `alpha`, the pull towards equal rates, is 1.5; `learning_rate` is that of the weights, under Adam.
     """
 
     def __init__(self, tasks: int, alpha: float = 1.5, learning_rate: float = 0.025):
@@ -94,9 +86,9 @@ class GradNorm:
         grown = torch.where(there, losses / self.first, 0.0)
         sizes = torch.where(there, self.weights * norms, 0.0)
         mean = grown.sum() / number
-        wanted = sizes.sum() / number * (grown / torch.where(mean > 0, mean, 1.0)) ** self.alpha
+        target = sizes.sum() / number * (grown / torch.where(mean > 0, mean, 1.0)) ** self.alpha
         before = self.weights.clone()
-        self.weights.grad = torch.where(there, torch.sign(sizes - wanted) * norms, 0.0)
+        self.weights.grad = torch.where(there, torch.sign(sizes - target) * norms, 0.0)
         self.optimizer.step()
         positive = torch.where(there, self.weights.clamp(min=1e-3 / len(self.weights)), 0.0)
         share = 1 - torch.where(there, 0.0, before).sum()  # of the tasks that are there
@@ -112,7 +104,7 @@ class GradNorm:
         norms = [torch.autograd.grad(latent, last, gradient, retain_graph=True)[0].norm() for gradient in at_latent]
         weights = self.weights.to(losses.device, copy=True)
         latent.backward(sum(w * gradient for w, gradient in zip(weights, at_latent, strict=True)))
-        self.update(losses.detach(), torch.stack(norms))
+        self.update(losses, torch.stack(norms))
         return weights
 
     def state(self) -> dict[str, Tensor]:
@@ -132,9 +124,8 @@ class GradNorm:
 
 
 def last_weights(latent: Tensor) -> Tensor:
-    """The weights (of two dimensions or more) that the graph of a tensor used last, in the order of the forward pass,
-    whatever the order in which its network names them."""
-    found, waiting, seen = [], [latent.grad_fn], set()
+    """The weights (of two dimensions or more) that the forward pass to a tensor used last."""
+    used, waiting, seen = [], [latent.grad_fn], set()
     while waiting:
         node = waiting.pop()
         if node in seen:
@@ -143,29 +134,23 @@ def last_weights(latent: Tensor) -> Tensor:
         for following, _ in node.next_functions:
             weights = getattr(following, "variable", None)
             if weights is not None and weights.dim() > 1:
-                found.append((node._sequence_nr(), weights))
+                used.append((node._sequence_nr(), weights))
             elif following is not None:
                 waiting.append(following)
-    return max(found, key=lambda pair: pair[0])[1]
+    return max(used, key=lambda pair: pair[0])[1]
 
 
 class Aggregated:
     """An aggregator of torchjd over the tasks' gradients of the encoder.
 
-    A decoder, which only its own task uses, follows that task's loss over the number of tasks T, whatever the
-    aggregator: with "Mean" all is as under uniform weights, with "Sum" the encoder's gradient alone is T times that.
-    Some aggregators draw from torch's global generator.
-
-    Parameters
-    ----------
-    name : one of `AGGREGATORS`.
+    A decoder, which only its own task uses, follows that task's loss over the number of tasks T: with "Mean" all is as
+    under uniform weights, with "Sum" the encoder's gradient is T times that. Some draw from torch's global generator.
     """
 
     def __init__(self, name: str):
         from torchjd import aggregation  # only here: the import takes a second, and few trainings need it
 
-        options = {"CAGrad": {"c": 0.5}}.get(name, {})
-        self.aggregator = getattr(aggregation, name)(**options)
+        self.aggregator = getattr(aggregation, name)(**({"c": 0.5} if name == "CAGrad" else {}))
 
     def backward(self, encoder: nn.Module, latent: Tensor, at_latent: list[Tensor], losses: Tensor) -> Tensor:
         """Sets the gradients of the encoder; see `step`. Returns the weights of the decoders, (T,)."""
@@ -175,62 +160,48 @@ class Aggregated:
         combined = self.aggregator(jacobian).split([parameter.numel() for parameter in parameters])
         for parameter, gradient in zip(parameters, combined, strict=True):
             set_gradient(parameter, gradient.view_as(parameter))
-        return torch.full_like(losses.detach(), 1 / len(losses))
+        return torch.full_like(losses, 1 / len(losses))
 
     def state(self) -> dict[str, Tensor]:
-        """What a training that is continued needs: tensors and plain values, as the bytes of `torch.save`."""
-        kept = {name: {**module._buffers, **_plain(module)} for name, module in self._stateful().items()}
-        if not kept:
+        """What a training that is continued needs, as the bytes of `torch.save`; empty where there is nothing."""
+        own = self._stateful()
+        if not own:
             return {}
         buffer = io.BytesIO()
-        torch.save(kept, buffer)
+        torch.save({name: {key: getattr(part, key) for key in _own(part)} for name, part in own.items()}, buffer)
         return {"aggregator": torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Continue from a `state`. Nothing in it is run: ValueError for one that holds anything but plain values."""
         if "aggregator" not in state:
             return
-        parts = self._stateful()
         try:
             kept = torch.load(io.BytesIO(state["aggregator"].cpu().numpy().tobytes()), weights_only=True)
-            found = {
-                name: {key: kept[name][key] for key in (*part._buffers, *_plain(part))} for name, part in parts.items()
-            }
+            values = [(p, key, kept[name][key]) for name, p in self._stateful().items() for key in _own(p)]
         except Exception as error:  # of whatever type: the bytes may hold anything
             raise ValueError("the state should hold plain values only; nothing in it was run") from error
-        for name, part in parts.items():
-            for key, value in found[name].items():
-                setattr(part, key, value)
+        for part, key, value in values:
+            setattr(part, key, value)
 
     def _stateful(self) -> dict[str, nn.Module]:
         """The parts that have a state, which torchjd marks by `reset`."""
         return {name: module for name, module in self.aggregator.named_modules() if hasattr(module, "reset")}
 
 
-def _plain(module: nn.Module) -> dict[str, object]:
-    """The attributes that torch knows nothing of."""
-    return {name: value for name, value in vars(module).items() if name not in vars(nn.Module())}
+def _own(module: nn.Module) -> list[str]:
+    """The names of its buffers, and of the attributes that torch knows nothing of."""
+    return [*module._buffers, *(name for name in vars(module) if name not in vars(nn.Module()))]
 
 
 def step(balance: GradNorm | Aggregated, model: nn.Module, latent: Tensor, losses: list[Tensor], cut: Tensor) -> None:
-    """Sets the gradients of all parameters of a multi-task model, as a balancer weighs them.
-
-    Parameters
-    ----------
-    balance : the balancer.
-    model : with `encoder` and `decoders`.
-    latent : output of the encoder, with its graph.
-    losses : scalars, in the order of the decoders, computed from `cut`.
-    cut : the latent, detached, requiring a gradient.
-    """
-    at_latent, of_decoders = [], []
-    for loss, decoder in zip(losses, model.decoders.values(), strict=True):
-        first, *rest = torch.autograd.grad(loss, [cut, *decoder.parameters()])
-        at_latent.append(first)
-        of_decoders.append(rest)
-    shares = balance.backward(model.encoder, latent, at_latent, torch.stack([loss.detach() for loss in losses]))
-    for decoder, gradients, share in zip(model.decoders.values(), of_decoders, shares, strict=True):
-        for parameter, gradient in zip(decoder.parameters(), gradients, strict=True):
+    """Sets the gradients of all parameters of a multi-task model, as a balancer weighs them. `latent` is the output of
+    the encoder, with its graph; `losses` are scalars in the order of the decoders, computed from `cut`, the latent
+    detached and requiring a gradient."""
+    decoders = [list(decoder.parameters()) for decoder in model.decoders.values()]
+    rows = [torch.autograd.grad(loss, [cut, *own]) for loss, own in zip(losses, decoders, strict=True)]
+    shares = balance.backward(model.encoder, latent, [row[0] for row in rows], torch.stack(losses).detach())
+    for own, row, share in zip(decoders, rows, shares, strict=True):
+        for parameter, gradient in zip(own, row[1:], strict=True):
             set_gradient(parameter, share * gradient)
 
 

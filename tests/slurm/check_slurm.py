@@ -17,7 +17,7 @@ import nbformat
 import pytest
 import yaml
 
-from mtrlib import machine
+from mtrlib import batch, machine
 
 ROOT = machine.root()
 NOTEBOOK = "rq1_auxiliary_tasks"
@@ -122,9 +122,9 @@ def wait_for(ready, seconds: float, why=lambda: "") -> None:
 def write_parameters(folder: Path) -> None:
     """Three models of 16 rooms of 16 pixels, for one notebook."""
     values = {
-        **yaml.safe_load((ROOT / "params" / "smoke" / f"{NOTEBOOK}.yaml").read_text()),
+        **batch.read(ROOT / "params" / "smoke")[NOTEBOOK],
         **{"tasks": "sd", "more_tasks": "", "size": 16, "train_images": 16, "test_images": 8, "panel_images": 4},
-        **{"epochs": 2, "steps": 2, "steps_panel": [1, 2], "eps_panel": [4.0, 8.0], "replicates": 1000},
+        **{"epochs": 2, "steps": 2, "steps_panel": [1, 2], "eps_panel": [4.0, 8.0]},
         **{"store": str(folder / "store"), "output": str(folder / "out")},
     }
     (folder / "params").mkdir()

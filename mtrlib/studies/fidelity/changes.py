@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mtrlib import attacks, machine
-from mtrlib.attacks import ball
+from mtrlib.attacks.ball import Weigh, around, ascent, direction, keep, nothing_yet, score
 from mtrlib.data import Dataset
 from mtrlib.models import MultiTaskModel
 from mtrlib.specs import AttackSpec
@@ -137,7 +137,7 @@ def trajectory(
     steps: int,
     norm: str = "linf",
     changes: Iterable[str] = (),
-    weigh: ball.Weigh | None = None,
+    weigh: Weigh | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """One run of `attacks.pgd` (with `weigh`, of WGD) and the points at which one may read it.
@@ -156,33 +156,31 @@ def trajectory(
     steps + 1 points; "best, early", that of all but the last of them; "last"; "last, early", after steps - 1 updates.
     """
     changes = check(changes)
-    ball.check(images, eps, step_size, steps, norm, 1)
+    ball = around(images, eps, norm, step_size=step_size, steps=steps)
     if steps < 1 or not eps > 0:
         raise ValueError(f"Parameters steps and eps should be above 0. Found steps = {steps}, eps = {eps}.")
-    images = images.detach()
+    images = ball.images
     whole_batch = norm == "l2" and "batch l2" in changes
-    limits = ball.box(images, eps if norm == "linf" else float("inf"))
     if "start" in changes:
-        current = (images + eps).clamp(max=1) if whole_batch else ball.project(images + eps, images, eps, norm, *limits)
+        current = (images + eps).clamp(max=1) if whole_batch else ball.project(images + eps)
     else:
-        noise = ball.random_start(images, eps, norm, generator)
-        current = ball.project(images + noise, images, eps, norm, *limits)
+        current = ball.project(images + ball.noise(generator))
     points = {"first": current}
-    best, best_loss = ball.nothing_yet(images)
+    best, best_loss = nothing_yet(images)
     first = None
     for _ in range(steps):
-        rows, gradient = ball.ascent(losses, current, weigh, first)
+        rows, gradient = ascent(losses, current, weigh, first)
         first = rows if first is None else first
-        best, best_loss = ball.keep(best, best_loss, current, rows.sum(dim=0))
+        best, best_loss = keep(best, best_loss, current, rows.sum(dim=0))
         points |= {"last, early": current, "best, early": best}
         if whole_batch:
             change = current + gradient * (eps / (2 * len(images))) - images
             current = images + change * (eps / change.norm().clamp(min=1e-30))
         else:
-            current = ball.project(current + step_size * ball.direction(gradient, norm), images, eps, norm, *limits)
-    best, _ = ball.keep(best, best_loss, current, ball.score(losses, current))
+            current = ball.project(current + step_size * direction(gradient, norm))
+    best, _ = keep(best, best_loss, current, score(losses, current))
     points |= {"last": current, "best": best}
-    return points if whole_batch else {name: ball.inside(point, images, eps, norm) for name, point in points.items()}
+    return points if whole_batch else {name: ball.inside(point) for name, point in points.items()}
 
 
 def errors(

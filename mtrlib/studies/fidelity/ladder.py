@@ -8,20 +8,24 @@ them away in the same order, so that every change is seen among definitions and 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import permutations
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
+from pydantic import AfterValidator, Field, model_validator
 
 from mtrlib import metrics, training
-from mtrlib.metrics import tables
+from mtrlib.metrics import estimates
 from mtrlib.progress import bar
-from mtrlib.specs import Evaluation
+from mtrlib.specs import Evaluation, ModelSpec, Tasks
 from mtrlib.store import Store
 from mtrlib.studies import fidelity
-from mtrlib.studies.cells import Cell
 from mtrlib.studies.fidelity import CHANGES
-from mtrlib.studies.parameters import Fidelity
+from mtrlib.studies.parameters import Study, different
+from mtrlib.studies.study import Cell
 from mtrlib.tasks import canonical
+from mtrlib.training.weights import task_weights
 
 TABLES = {
     ("uniform", "pgd"): "Table 1 A",
@@ -30,9 +34,37 @@ TABLES = {
     ("published", "wgd"): "Table 2 B, WGD",
     ("uniform", "l2"): "l2, 8/255",
 }
+RUNG = ["ladder", "number", "change", "table"]
 _L2 = {"l2": {"norm": "l2"}}
 _CODE = ("attacks", "fidelity")  # that decides a run, beside what decides its model
 _BUDGET = 4.0  # of PGD with "eps 4", in 255ths
+
+
+class Fidelity(Study):
+    """Parameters of the notebook `fidelity`: `swapped` names pairs whose heads are loaded by position, in the other
+    order."""
+
+    swapped: Annotated[list[Tasks], Field(min_length=1), AfterValidator(different)]
+
+    @model_validator(mode="after")
+    def _published(self) -> Fidelity:
+        if self.restarts != 1:
+            raise ValueError(f"restarts should be 1, as in the published code, found {self.restarts}")
+        if self.eps_255 <= 4:
+            raise ValueError(f"eps_255 should be above 4, the budget of the published jobs, found {self.eps_255}")
+        if self.steps < 2:
+            raise ValueError("steps should be at least 2, so that one can be left out")
+        for pair in self.swapped:
+            if len(pair) != 2:
+                raise ValueError(f"swapped should be pairs of letters, found {pair!r}")
+            self.model(pair)
+        for main, auxiliary in permutations(self.tasks, 2):
+            task_weights("published", main + auxiliary)
+        return self
+
+    def pair(self, tasks: str, seed: int, weights: str) -> ModelSpec:
+        """The model of a pair, as in `rq3.RQ3.pair`."""
+        return self.model(tasks if weights == "published" else canonical(tasks), seed, weights)
 
 
 def steps() -> dict[tuple[str, int], frozenset[str]]:
@@ -57,9 +89,8 @@ def cells(p: Fidelity, changes: Iterable[str] = ()) -> list[Cell]:
         images = p.panel_images if setting == "l2" else p.test_images
         third = setting == "pgd" and "third" in changes and model.weights == "published"
         epoch = model.checkpoints[0] if third else model.epochs
-        evaluation = Evaluation(model=model, attack=p.attack(attacked, images=images, **attack), epoch=epoch)
-        auxiliary = model.tasks.replace(main, "") or main
-        found.append(Cell(panel, setting, main, auxiliary, _kind(attacked), images, evaluation))
+        evaluation = p.evaluation(model, attacked, epoch, images=images, **attack)
+        found.append(Cell(panel, setting, main, images, evaluation))
 
     tasks = canonical(p.tasks)
     for seed in p.seeds:
@@ -84,34 +115,38 @@ def trained(p: Fidelity) -> list[Cell]:
     found = cells(p)
     for pair in p.swapped:
         model = p.model(canonical(pair))
-        evaluation = Evaluation(model=model, attack=p.attack(model.tasks[0]), epoch=model.epochs)
-        found.append(Cell("swapped", "pgd", model.tasks[0], model.tasks[1], "single", p.test_images, evaluation))
+        evaluation = p.evaluation(model, model.tasks[0])
+        found.append(Cell("swapped", "pgd", model.tasks[0], p.test_images, evaluation))
     return found
 
 
-def run(store: Store, p: Fidelity) -> pd.DataFrame:
-    """The vulnerabilities of all rungs; what the store lacks is attacked now.
+def run(store: Store, p: Fidelity) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The vulnerabilities of all rungs, and the logarithms that they are compared by; what the store lacks is attacked
+    now.
 
     Returns
     -------
-    As `tables.vulnerabilities`, for each rung: ladder, number, change (the one that was added or undone), table, panel,
-    setting, attacked, main, auxiliary, value, low, high, replicates.
+    Two frames as `metrics.estimates` gives them, as each rung reads its runs: relative task vulnerabilities, and log
+    ratios of errors. Both are indexed by ladder, number, change (the one that was added or undone), table, panel,
+    setting, attacked, main and auxiliary.
     """
-    wanted = {(c.evaluation, _of_the_run(c, rung)) for rung in steps().values() for c in cells(p, rung)}
-    missing = [(e, changes) for e, changes in sorted(wanted, key=str) if not store.has_table(*_run(e, changes), _CODE)]
+    runs = {(c.evaluation, _of_the_run(c, rung)) for rung in steps().values() for c in cells(p, rung)}
+    missing = [(e, changes) for e, changes in sorted(runs, key=str) if not store.has_table(*_run(e, changes), _CODE)]
     if missing:
         with bar(sum(e.attack.images * e.attack.steps for e, _ in missing), "attacks", "image-step") as progress:
             for e, changes in missing:
                 measured(store, e, changes)
                 progress.update(e.attack.images * e.attack.steps)
-    frames, known = [], {}
-    names = ["definitions", *CHANGES]
+    names, known, frames = ["definitions", *CHANGES], {}, ({}, {})
     for (ladder, number), changes in steps().items():
         if changes not in known:
-            known[changes] = vulnerabilities(store, p, changes)
+            known[changes] = read(errors(store, p, changes), changes)
         change = names[number] if ladder == "adding" or number else "all published"
-        frames.append(known[changes].assign(ladder=ladder, number=number, change=change))
-    return pd.concat(frames, ignore_index=True)
+        for frame, kept in zip(known[changes], frames, strict=True):
+            for name, rows in frame.groupby(level=["panel", "setting"], sort=False):
+                kept[ladder, number, change, TABLES[name]] = rows
+    vulnerabilities, logs = (pd.concat(kept, names=RUNG) for kept in frames)
+    return vulnerabilities, logs
 
 
 def measured(store: Store, evaluation: Evaluation, changes: frozenset[str], heads: str | None = None) -> pd.DataFrame:
@@ -127,26 +162,31 @@ def measured(store: Store, evaluation: Evaluation, changes: frozenset[str], head
     return store.table(*_run(evaluation, changes, heads), make, _CODE)
 
 
-def vulnerabilities(store: Store, p: Fidelity, changes: frozenset[str]) -> pd.DataFrame:
-    """The vulnerabilities of one rung, as `run` returns them. All cells of as many images share their draws."""
-    groups: dict[tuple, list[tuple[Cell, pd.DataFrame]]] = {}
+def errors(store: Store, p: Fidelity, changes: frozenset[str]) -> pd.DataFrame:
+    """The errors table of one rung, at the points that it reads: columns panel to auxiliary, seed, image_id, batch,
+    clean_error and adversarial_error, and of s clean_ and adversarial_ intersection and union."""
+    parts = []
     for c in cells(p, changes):
         rows = _read(measured(store, c.evaluation, _of_the_run(c, changes)), c.main, changes)
-        groups.setdefault((c.panel, c.setting, c.attacked, c.main, c.auxiliary), []).append((c, rows))
-    found = []
-    for key, seeds in groups.items():
-        clean, adversarial = (np.stack([rows[kind].error for _, rows in seeds]) for kind in ("clean", "adversarial"))
-        if "means" in changes and key[3] == "s":
-            value, drawn = _of_batches([rows for _, rows in seeds], p.replicates)
-        else:
-            reduction = "ratio_of_means" if "means" in changes else "per_image"
-            pairs = zip(clean, adversarial, strict=True)
-            value = np.mean([metrics.relative_task_vulnerability(c, a, reduction) for c, a in pairs])
-            drawn = metrics.bootstrap(clean, adversarial, reduction, replicates=p.replicates)
-        low, high = metrics.interval(drawn)
-        row = {"value": float(value), "low": float(low), "high": float(high), "images": clean.shape[1]}
-        found.append({"table": TABLES[key[:2]], **dict(zip(tables.CELL, key, strict=True)), **row, "replicates": drawn})
-    return pd.DataFrame(found)
+        about = {"panel": c.panel, "setting": c.setting, "attacked": c.attacked, "main": c.main}
+        about |= {"auxiliary": c.auxiliary, "seed": c.evaluation.model.seed}
+        about |= {name: rows["clean"][name].to_numpy() for name in ("image_id", "batch")}
+        read = [name for name in ("error", "intersection", "union") if name in rows["clean"]]
+        values = {f"{kind}_{name}": rows[kind][name].to_numpy() for kind in rows for name in read}
+        parts.append(pd.DataFrame({**about, **values}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def read(errors: pd.DataFrame, changes: frozenset[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The relative task vulnerabilities and log ratios of a rung's cells, by its reduction: both of them frames of
+    `metrics.estimates`. Under "means" the logarithm is that of mean errors, and s counts by whole batches."""
+    if "means" not in changes:
+        return estimates.estimates(errors, "ratio"), estimates.estimates(errors, "log_ratio")
+    frame = estimates.estimates(errors, "ratio_of_means")
+    for cell, rows in errors[errors.main == "s"].groupby(list(estimates.CELL), sort=False):
+        frame.iloc[frame.index.get_loc(cell)] = _of_batches(rows, np.unique(errors.image_id))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return frame, np.log1p(frame)
 
 
 def swapped(store: Store, p: Fidelity) -> pd.DataFrame:
@@ -162,7 +202,7 @@ def swapped(store: Store, p: Fidelity) -> pd.DataFrame:
         spec = p.model(canonical(pair))
         loads = fidelity.fit_by_position(training.build(spec, spec.data.tasks), spec.tasks[::-1])
         for task in spec.tasks:
-            evaluation = Evaluation(model=spec, attack=p.attack(task), epoch=spec.epochs)
+            evaluation = p.evaluation(spec, task)
             row = {"pair": spec.tasks, "task": task, "loads": "with swapped heads" if loads else "fails"}
             for end, heads in {"": None, "_swapped": spec.tasks[::-1]}.items():
                 if heads is None or loads:
@@ -195,10 +235,6 @@ def heads(store: Store, p: Fidelity) -> pd.DataFrame:
     return found.assign(ratio=found.all_heads / found.definition)
 
 
-def _kind(attacked: str) -> str:
-    return "single" if len(attacked) == 1 else "joint"
-
-
 def _of_the_run(c: Cell, changes: frozenset[str]) -> frozenset[str]:
     """Those of the changes that make another run of this cell's attack."""
     attack = c.evaluation.attack
@@ -223,34 +259,30 @@ def _read(rows: pd.DataFrame, main: str, changes: frozenset[str]) -> dict[str, p
     return {"clean": rows[rows.point == clean], "adversarial": rows[rows.point == adversarial]}
 
 
-def _of_batches(seeds: list[dict[str, pd.DataFrame]], replicates: int) -> tuple[float, np.ndarray]:
-    """The ratio of means for s, whose errors are 1 - mIoU of whole batches, and its replicates: those of the images
-    drawn, in the order of `metrics.bootstrap`, each counted in its batch as often as it was drawn."""
-    number = len(seeds[0]["clean"])
-    generator = np.random.default_rng(0)
-    counts = generator.multinomial(number, np.full(number, 1 / number), size=replicates)
-    counts = np.concatenate([np.ones((1, number), int), counts])
+def _of_batches(rows: pd.DataFrame, images: np.ndarray) -> np.ndarray:
+    """The ratio of means for s, whose errors are 1 - mIoU of whole batches, in the columns of `estimates.estimates` of
+    a table of `images`: what is left out for the jackknife is left out of its batch."""
     by_seed = []
-    for rows in seeds:
-        clean, adversarial = (_batch_errors(rows[kind], counts) for kind in ("clean", "adversarial"))
+    for _, of_seed in rows.groupby("seed"):
+        block = np.searchsorted(images, of_seed.image_id) % estimates.BLOCKS
+        kept = block != np.arange(min(len(images), estimates.BLOCKS))[:, None]  # (K, N)
+        counts = np.concatenate([np.ones((1, len(block)), int), kept])
+        clean, adversarial = (_batch_errors(of_seed, kind, counts) for kind in ("clean", "adversarial"))
         by_seed.append((adversarial - clean) / clean)
-    by_seed = np.stack(by_seed, axis=1)
-    value, drawn = by_seed[0].mean(), by_seed[1:]
-    many = len(seeds)
-    shares = np.ones((replicates, 1))
-    if many > 1:
-        shares = generator.multinomial(many, np.full(many, 1 / many), size=replicates) / many
-    return float(value), (drawn * shares).sum(axis=1)
+    value, *without = np.where(np.append(True, ~kept.all(axis=1)), np.mean(by_seed, axis=0), np.nan)
+    return np.array([value, *(seed[0] for seed in by_seed), *without])
 
 
-def _batch_errors(rows: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
+def _batch_errors(rows: pd.DataFrame, kind: str, counts: np.ndarray) -> np.ndarray:
     """(R, N) how often each image counts -> (R,): mean over the images of 1 - mIoU of their batch, over the classes
     that are labelled or predicted in it."""
     total = np.zeros(len(counts))
     batch = rows.batch.to_numpy()
     for number in np.unique(batch):
         here = batch == number
-        both, either = (counts[:, here] @ np.stack(rows[name].to_numpy()[here]) for name in ("intersection", "union"))
+        both, either = (
+            counts[:, here] @ np.stack(rows[f"{kind}_{name}"].to_numpy()[here]) for name in ("intersection", "union")
+        )
         seen = either > 0
         iou = np.where(seen, both / np.maximum(either, 1), 0).sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
         total += counts[:, here].sum(axis=1) * (1 - iou)

@@ -3,23 +3,21 @@ tables and to the order of their cells, and the two figures of both (paper, Tabl
 
 from __future__ import annotations
 
-import warnings
-from contextlib import contextmanager
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from mtrlib import metrics
-from mtrlib.claims import verdicts as claims
+from mtrlib.claims import AGREES, DISAGREES, OPEN, judging
+from mtrlib.claims.judging import shares, values
+from mtrlib.claims.questions import against, by, part
 from mtrlib.figures.style import STYLE
-from mtrlib.metrics import tables
+from mtrlib.metrics import estimates, tables
+from mtrlib.metrics.estimates import mean_ratios
 from mtrlib.studies.fidelity import CHANGES, TITLES
-from mtrlib.studies.fidelity.ladder import TABLES
+from mtrlib.studies.fidelity.ladder import RUNG, TABLES
 
-MUCH, WITHIN = 1.5, 0.2  # how RQ3 reads "much stronger" and "as vulnerable"
 CLAIMS = {
     "1.1": "1.1 l2: auxiliary tasks help",
     "1.2": "1.2 l-infinity: not reliably",
@@ -31,43 +29,47 @@ CLAIMS = {
 }
 
 
-def verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `claims` for one rung of `run`: RQ1's claims 1.1 to 1.3 and RQ3's 3.1 to 3.3, of which Auto-PGD is no
-    part, since the published code has none. Claim 3.2 is asked of joint attacks and of single-task models apart."""
-    pairs = table[table.main != table.auxiliary]
-    compared = tables.against_single_task(table[(table.panel == "uniform") & (table.setting != "wgd")])
-    shares = tables.share_less_vulnerable(compared)
-    weighted = tables.against(pairs[pairs.setting != "l2"], "panel", "uniform")
-    stronger = tables.against(table[table.setting != "l2"], "setting", "pgd")
-    with _no_ratio_is_nan():
-        alone = tables.mean_ratio(stronger[stronger.main == stronger.auxiliary], by=["attacked"])
-        together = tables.mean_ratio(stronger[stronger.attacked == "joint"], by=["attacked"])
-        same = tables.mean_ratio(weighted[weighted.setting == "wgd"], by=["setting", "attacked"])
-    single = compared[(compared.setting == "pgd") & (compared.attacked == "single")]
-    told = {
-        "1.1": claims.shares(shares[shares.setting == "l2"], "1.1", 0.5, "above"),
-        "1.2": claims.shares(shares[shares.setting == "pgd"], "1.2", claims.RELIABLE, "below"),
-        "1.3": claims.never_helps(single, "1.3"),
-        "3.1": claims.every_helps(weighted[weighted.setting == "pgd"], "3.1"),
-        "3.2 two tasks": claims.stronger(together, "3.2", MUCH),
-        "3.2 one task": claims.stronger(alone, "3.2", MUCH),
-        "3.3": claims.equivalent(same, "3.3", WITHIN),
+def findings(rung: pd.DataFrame) -> pd.DataFrame:
+    """What RQ1's claims 1.1 to 1.3 and RQ3's 3.1 to 3.3 say of one rung, by the rules of all claims; Auto-PGD is no
+    part, since the published code has none, and claim 3.2 is asked of joint attacks and of single-task models apart.
+
+    Parameters
+    ----------
+    rung : log ratios, as `ladder.run` gives them, indexed by panel to auxiliary.
+    """
+    known = pd.Series(True, rung.index)
+    pairs = rung[rung.index.get_level_values("main") != rung.index.get_level_values("auxiliary")]
+    against_alone = against(part(rung, panel="uniform"), known, auxiliary="")
+    weighted = against(part(pairs, setting="pgd"), known, panel="uniform")
+    linf, single = part(rung, setting=["pgd", "wgd"]), rung.index.difference(pairs.index)
+    stronger = {"3.2 two tasks": part(linf, attacked="joint"), "3.2 one task": linf[linf.index.isin(single)]}
+    found = {
+        "1.1": shares("1.1", by(part(against_alone, setting="l2"), "setting", "attacked")),
+        "1.2": shares("1.2", by(part(against_alone, setting="pgd"), "setting", "attacked")),
+        "1.3": shares("1.3", by(part(against_alone, setting="pgd", attacked="single"), "setting", "attacked")),
+        "3.1": shares("3.1", by(weighted, "setting", "attacked")),
     }
-    return pd.concat([rows.assign(claim=claim) for claim, rows in told.items()], ignore_index=True)
+    for claim, rows in stronger.items():
+        found[claim] = values("3.2", by(mean_ratios(rows, ["setting"], same_models=True, setting="pgd"), "setting"))
+    same = mean_ratios(part(pairs, setting="wgd"), ["setting"], panel="uniform")
+    found["3.3"] = values("3.3", by(same, "setting"))
+    return pd.concat([judging.frame(rows).assign(claim=claim) for claim, rows in found.items()], ignore_index=True)
 
 
-def climb(table: pd.DataFrame) -> pd.DataFrame:
-    """`verdicts` of every rung of `run`, with its ladder, number and change."""
-    rows = []
-    for (ladder, number, change), rung in table.groupby(["ladder", "number", "change"], sort=False):
-        rows.append(verdicts(rung).assign(ladder=ladder, step=number, change=change))
-    return pd.concat(rows, ignore_index=True)
+def climb(logs: pd.DataFrame) -> pd.DataFrame:
+    """`findings` of every rung, with its ladder, step and change; logs as `ladder.run` gives them."""
+    rungs = logs.groupby(level=["ladder", "number", "change"], sort=False)
+    parts = [
+        findings(rung.droplevel(RUNG)).assign(ladder=ladder, step=number, change=change)
+        for (ladder, number, change), rung in rungs
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def grid(climbed: pd.DataFrame, ladder: str) -> pd.DataFrame:
     """One verdict a claim and rung of a ladder, of all that `climb` has on it: claims as rows, changes as columns."""
     rows = climbed[climbed.ladder == ladder]
-    answers = rows.groupby(["claim", "change"], sort=False).verdict.agg(lambda told: claims.all_of(list(told)))
+    answers = rows.groupby(["claim", "change"], sort=False)[["decides", "verdict"]].apply(judging.verdict)
     return answers.unstack("change").loc[:, list(dict.fromkeys(rows.change))]
 
 
@@ -81,70 +83,84 @@ def ends(climbed: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for claim, added in adding.iterrows():
         defined, published = added.iloc[0], undoing.loc[claim].iloc[0]
-        stands = words[defined == claims.AGREES, published == claims.AGREES]
+        stands = words[defined == AGREES, published == AGREES]
         turns = {
             f"verdict turns, {name}": "; ".join(
                 TITLES[change] for change, one, two in zip(CHANGES, line, line.iloc[1:], strict=False) if one != two
             )
             for name, line in (("adding", added), ("undoing", undoing.loc[claim]))
         }
-        unknown = claims.OPEN in (defined, published)
+        unknown = OPEN in (defined, published)
         row = {"claim": CLAIMS[claim], "definitions": defined, "published behaviour": published}
-        rows.append({**row, "stands under": claims.OPEN if unknown else stands, **turns})
+        rows.append({**row, "stands under": OPEN if unknown else stands, **turns})
     return pd.DataFrame(rows)
 
 
-def effects(table: pd.DataFrame) -> pd.DataFrame:
-    """What each change does to each table: vulnerabilities with it over those without, and the order of the cells.
+def effects(logs: pd.DataFrame) -> pd.DataFrame:
+    """What each change does to each table: errors under attack over clean ones with it, over those without, and the
+    order of the cells.
 
     Returns
     -------
-    One row a ladder, change and table: ratio (geometric mean over cells), low, high, cells, as `tables.mean_ratio`, and
-    tau, tau_low, tau_high, as `agreement` of both. With and without differ in this one change; on the ladder "adding"
-    the rest is as defined, but for earlier changes; on "undoing" it is as published, but for earlier ones.
+    One row a ladder, change and table: ratio (geometric mean over images and cells), low, high (95 %), cells, and tau,
+    tau_low, tau_high (`agreement`). With and without differ in this one change; on the ladder "adding" the rest is as
+    defined, but for earlier changes; on "undoing" it is as published, but for earlier ones.
     """
     rows = []
-    for ladder, found in table.groupby("ladder", sort=False):
+    for ladder in dict.fromkeys(logs.index.get_level_values("ladder")):
         for number, change in enumerate(CHANGES, start=1):
-            before, after = (found[found.number == n] for n in (number - 1, number))
-            without, having = (before, after) if ladder == "adding" else (after, before)
+            with_it, without = (number, number - 1) if ladder == "adding" else (number - 1, number)
             for name in TABLES.values():
-                one, other = having[having.table == name], without[without.table == name]
-                ratio = _ratio(one, other)
-                rows.append({"ladder": ladder, "change": change, "table": name, **ratio, **agreement(one, other)})
+                one, other = (_table(logs, ladder, n, name) for n in (with_it, without))
+                rows.append({"ladder": ladder, "change": change, "table": name, **agreement(one, other)})
     return pd.DataFrame(rows)
 
 
-def apart(table: pd.DataFrame) -> pd.DataFrame:
+def told(effects: pd.DataFrame) -> str:
+    """Which changes move which table, a line a table, and how many of so many intervals leave 1 out by chance."""
+    lines = []
+    for name, rows in effects[(effects.low > 1) | (effects.high < 1)].groupby("table", sort=False):
+        moved = "; ".join(
+            f"{TITLES[row.change]} {tables.number(row.ratio)} {tables.interval(row.low, row.high)} ({row.ladder})"
+            for row in rows.itertuples()
+        )
+        lines.append(f"{name}: moved by {moved}")
+    several = (effects.low < effects.high).sum()
+    lines.append(f"Of {several} intervals of 95 %, {0.05 * several:.0f} may leave 1 out by chance.")
+    return "\n".join(lines)
+
+
+def apart(logs: pd.DataFrame) -> pd.DataFrame:
     """The published end against the definitions: one row a table, columns as those of `effects`."""
-    ends = [table[(table.ladder == ladder) & (table.number == 0)] for ladder in ("undoing", "adding")]
     rows = []
     for name in TABLES.values():
-        published, defined = (end[end.table == name] for end in ends)
-        rows.append({"table": name, **_ratio(published, defined), **agreement(published, defined)})
+        published, defined = (_table(logs, ladder, 0, name) for ladder in ("undoing", "adding"))
+        rows.append({"table": name, **agreement(published, defined)})
     return pd.DataFrame(rows)
 
 
 def agreement(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
-    """Kendall's tau of the cells of two tables, over the pairs of cells of the same main task (tasks differ by more
-    than anything else does): tau, and tau_low and tau_high over resampled images. 1 is the same order."""
-    keys = ["attacked", "main", "auxiliary"]
-    one, other = (rows.sort_values(keys) for rows in (one, other))
-    main = one.main.to_numpy()
+    """How two tables of log ratios, of the same cells and models, differ: ratio of the first over the second, low and
+    high; cells; and Kendall's tau of the cells, over the pairs of cells of the same main task (tasks differ by more
+    than anything else does), with tau_low and tau_high. 1 is the same order. Intervals are 95 %, over images and seeds.
+    """
+    other = other.loc[one.index]
+    difference = pd.DataFrame(one.to_numpy() - other.to_numpy(), one.index, one.columns)
+    ratio = np.exp(estimates.interval(estimates.columnwise(difference, pd.Series.mean))).iloc[0]
+    main = one.index.get_level_values("main").to_numpy()
     first, second = np.triu_indices(len(main), 1)
-    pairs = main[first] == main[second]
-    first, second = first[pairs], second[pairs]
+    first, second = first[main[first] == main[second]], second[main[first] == main[second]]
+    signs = [np.sign(frame.to_numpy()[first] - frame.to_numpy()[second]) for frame in (one, other)]
+    size = np.sqrt((signs[0] ** 2).sum(axis=0) * (signs[1] ** 2).sum(axis=0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        taus = pd.DataFrame([(signs[0] * signs[1]).sum(axis=0) / size], columns=one.columns)
+    tau = estimates.interval(taus).iloc[0]
+    row = {"ratio": ratio.value, "low": ratio.low, "high": ratio.high, "cells": int(difference.value.count())}
+    return row | {"tau": tau.value, "tau_low": max(tau.low, -1), "tau_high": min(tau.high, 1)}
 
-    def tau(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        x, y = np.sign(x[first] - x[second]), np.sign(y[first] - y[second])
-        size = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
-        return np.where(size > 0, (x * y).sum(axis=0) / np.maximum(size, 1), np.nan)
 
-    drawn = tau(*(np.stack(rows.replicates.to_list()) for rows in (one, other)))
-    with _no_ratio_is_nan():
-        low, high = metrics.interval(drawn)
-    value = tau(one.value.to_numpy(), other.value.to_numpy())
-    return {"tau": float(value), "tau_low": float(low), "tau_high": float(high)}
+def _table(logs: pd.DataFrame, ladder: str, number: int, name: str) -> pd.DataFrame:
+    return part(logs, ladder=ladder, number=number, table=name).droplevel(RUNG)
 
 
 def verdict_grid(climbed: pd.DataFrame) -> Figure:
@@ -153,8 +169,8 @@ def verdict_grid(climbed: pd.DataFrame) -> Figure:
 
     `climbed` is that of `climb`. A cell has a colour and a letter: A agrees, D disagrees, ? open.
     """
-    looks = {claims.AGREES: ("A", "#0072B2", "white"), claims.DISAGREES: ("D", "#E69F00", "black")}
-    looks[claims.OPEN] = ("?", "0.92", "0.35")
+    looks = {AGREES: ("A", "#0072B2", "white"), DISAGREES: ("D", "#E69F00", "black")}
+    looks[OPEN] = ("?", "0.92", "0.35")
     grids = {ladder: grid(climbed, ladder) for ladder in ("adding", "undoing")}
     names = list(CHANGES)
     with plt.rc_context(STYLE):
@@ -219,19 +235,3 @@ def effect_sizes(effects: pd.DataFrame, names: list[str]) -> Figure:
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     plt.close(figure)
     return figure
-
-
-@contextmanager
-def _no_ratio_is_nan():
-    """The vulnerabilities of an attack that does next to nothing may all be 0 or less: NaN then, without a word."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        yield
-
-
-def _ratio(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
-    """How many times those of `other` the vulnerabilities of `one` are, as `tables.mean_ratio`."""
-    both = pd.concat([one.assign(side="one"), other.assign(side="other")])
-    with _no_ratio_is_nan():
-        found = tables.mean_ratio(tables.against(both, "side", "other", cells=("side", *tables.CELL)), by=["side"])
-    return found.iloc[0].drop("side").to_dict()

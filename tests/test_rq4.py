@@ -1,21 +1,19 @@
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtrlib import machine, metrics, studies, training
+from mtrlib import batch, machine, studies, training
 from mtrlib.claims import published
 from mtrlib.specs import DataSpec, ModelSpec
 from mtrlib.store import Store
-from mtrlib.studies import parameters, selection
+from mtrlib.studies import parameters, rq4
 
 
 @pytest.fixture
-def p() -> parameters.RQ4:
-    path = machine.root() / "params" / "smoke" / "rq4_task_selection.yaml"
-    return parameters.check(yaml.safe_load(path.read_text()), parameters.RQ4)
+def p() -> rq4.RQ4:
+    values = batch.read(machine.root() / "params" / "smoke")["rq4_task_selection"]
+    return parameters.check(values, rq4.RQ4)
 
 
 def test_the_printed_tables_say_what_the_claims_say_that_they_do():
@@ -25,24 +23,21 @@ def test_the_printed_tables_say_what_the_claims_say_that_they_do():
         if attacked == "joint":  # the diagonal is the single-task model
             alone = {"50": published.vulnerability("3"), "18": published.vulnerability("2")}
             matrices = {name: matrix.fillna(alone[name]) for name, matrix in matrices.items()}
-        found = selection.correlations(selection.printed(matrices), "50", ["18"]).set_index("group")
+        found = rq4.correlations(rq4.printed(matrices), "50", ["18"]).set_index("group")
         assert found.pearson["pooled"] == pytest.approx(pooled, abs=0.002)
     printed = {"clean": published.vulnerability("2", "none"), "18": published.vulnerability("2")}
-    found = selection.correlations(selection.printed(printed), "18", ["clean"]).set_index("group")
+    found = rq4.correlations(rq4.printed(printed), "18", ["clean"]).set_index("group")
     assert found.pearson["pooled"] == pytest.approx(-0.56, abs=0.005)
     mains = found.pearson[list("sdDnE")]
     assert mains.max() == pytest.approx(-0.37, abs=0.005)
     assert mains.min() == pytest.approx(-0.97, abs=0.005)
 
 
-def cells_of(target: dict[tuple[str, str], float], noise: float = 0.01, **proxies) -> pd.DataFrame:
-    g = np.random.default_rng(0)
-    frame = pd.DataFrame([{"main": m, "auxiliary": a, "target": value} for (m, a), value in target.items()])
-    for name, function in proxies.items():
-        frame[name] = [function(value) for value in frame.target]
-    for name in ("target", *proxies):
-        frame[f"{name} replicates"] = [value * (1 + noise * g.normal(size=400)) for value in frame[name]]
-    return frame
+def cells_of(target: dict[tuple[str, str], float], **proxies) -> dict[str, pd.DataFrame]:
+    """Frames of estimates, exact ones: of the target, and of proxies that are functions of it."""
+    index = pd.MultiIndex.from_tuples(target, names=["main", "auxiliary"])
+    frame = pd.DataFrame({name: list(target.values()) for name in ("value", "seed 0", "image 0", "image 1")}, index)
+    return {"target": frame, **{name: frame.map(function) for name, function in proxies.items()}}
 
 
 def simpson() -> pd.DataFrame:
@@ -52,28 +47,29 @@ def simpson() -> pd.DataFrame:
         for rank, auxiliary in enumerate("sdnE"):
             target[main, auxiliary] = size * (1 + 0.1 * rank)
             proxy.append(size * (1 - 0.1 * rank))
-    values = iter(proxy)
-    return cells_of(target, noise=0.001, proxy=lambda _: next(values))
+    frames = cells_of(target)
+    return {**frames, "proxy": frames["target"].mul(0).add(proxy, axis=0)}
 
 
 def test_a_pooled_correlation_hides_that_a_proxy_is_wrong_within_every_main_task():
-    found = selection.correlations(simpson(), "target", ["proxy"]).set_index("group")
+    found = rq4.correlations(rq4.pivot(simpson()), "target", ["proxy"]).set_index("group")
     assert found.pearson["pooled"] > 0.9
-    assert found.pearson["within"] == pytest.approx(-1)
-    assert found.spearman_high["within"] < 0
-    chosen = selection.choices(simpson(), "target", ["proxy", "target"]).set_index("proxy")
+    assert found.pearson["within"] == found.spearman["within"] == pytest.approx(-1)
+    assert found.high["within"] < 0
+    assert found.p["within"] < 0.01
+    chosen = rq4.choices(simpson(), "target", ["proxy", "target"]).set_index("proxy")
     assert chosen.regret["target"] == 0
     assert chosen.top_1["target"] == 1
     assert chosen.top_1["proxy"] == 0
     assert chosen.regret["proxy"] > chosen.regret["chance"] > 0
+    assert (chosen.low <= chosen.regret).all()
 
 
 def test_choices_by_hand():
     """Main s may choose d (1), n (2), E (4). A proxy that is the same for all chooses each with 1/3: regret 4/3."""
     target = {("s", "s"): 0.1, ("s", "d"): 1.0, ("s", "n"): 2.0, ("s", "E"): 4.0}
-    found = selection.choices(
-        cells_of(target, 0.0, none=lambda v: 1.0, worst=lambda v: -v), "target", ["none", "worst"]
-    )
+    frames = cells_of(target, none=lambda v: 1.0, worst=lambda v: -v)
+    found = rq4.choices(frames, "target", ["none", "worst"])
     found = found.set_index("proxy")
     assert found.regret.to_dict() == pytest.approx({"none": 4 / 3, "worst": 3.0, "chance": 4 / 3})
     assert found.top_1.to_dict() == pytest.approx({"none": 1 / 3, "worst": 0.0, "chance": 1 / 3})
@@ -81,31 +77,20 @@ def test_choices_by_hand():
     assert (found.mains == 1).all()
 
 
-def test_draws_without_a_correlation_are_left_out():
-    """With three cells a main task, one draw in nine takes the same cell three times for it."""
-    target = {(main, auxiliary): i + 1.0 for i, (main, auxiliary) in enumerate((m, a) for m in "s" for a in "sdn")}
-    found = selection.correlations(cells_of(target, p=lambda v: v), "target", ["p"]).set_index("group")
-    assert found.pearson["within"] == pytest.approx(1)
-    assert np.isfinite(found.pearson_low["within"])
-
-
 def test_too_few_cells_have_no_correlation_of_their_own():
-    found = selection.correlations(
-        cells_of({("s", "s"): 1.0, ("s", "d"): 2.0, ("d", "d"): 3.0}, p=lambda v: v), "target", ["p"]
-    )
-    assert found.group.to_list() == ["pooled"]
+    values = rq4.pivot(cells_of({("s", "s"): 1.0, ("s", "d"): 2.0, ("d", "d"): 3.0}, p=lambda v: v))
+    assert rq4.correlations(values, "target", ["p"]).group.to_list() == ["pooled"]
 
 
-def test_the_mean_of_images_uses_the_draws_of_vulnerabilities():
-    values = np.random.default_rng(0).uniform(1, 2, (1, 20))
-    value, drawn = metrics.mean_of(values, replicates=100)
-    assert value == pytest.approx(values.mean())
-    same = metrics.bootstrap(np.ones((1, 20)), 1 + values, "per_image", replicates=100)
-    np.testing.assert_allclose(drawn, same)
+@pytest.mark.filterwarnings("error")
+def test_cells_that_are_all_alike_have_no_correlation():
+    values = rq4.pivot(cells_of({("s", x): 1.0 + k for k, x in enumerate("sdn")}, p=lambda v: 1.0))
+    found = rq4.correlations(values, "target", ["p"])
+    assert found[["pearson", "spearman"]].isna().all(axis=None)
 
 
 def test_the_study_has_all_panels_of_the_same_cells(p):
-    cells = studies.rq4(p)
+    cells = rq4.cells(p)
     by_panel = {panel: [c for c in cells if c.panel == panel] for panel in ("target", "early", "fgsm", "surrogate")}
     places = [{(c.main, c.auxiliary, c.attacked) for c in group} for group in by_panel.values()]
     assert all(place == places[0] for place in places)
@@ -119,7 +104,7 @@ def test_the_study_has_all_panels_of_the_same_cells(p):
         ({"size": 20}, "multiple of 8"),
     ):
         with pytest.raises(ValueError, match=message):
-            parameters.check({**p.model_dump(), **values}, parameters.RQ4)
+            parameters.check({**p.model_dump(), **values}, rq4.RQ4)
 
 
 @pytest.mark.parametrize(("encoder", "size"), [("resnet18_small", 16), ("xception_small", 32), ("resnet18", 64)])
@@ -129,7 +114,7 @@ def test_operations_are_those_of_a_pass_through_the_model(encoder, size):
         model = training.build(spec, spec.data.tasks).eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 3, size, size))
-        assert selection.forward_operations(spec) == counter.get_total_flops() > 0
+        assert rq4.forward_operations(spec) == counter.get_total_flops() > 0
 
 
 def test_costs_and_the_first_order_of_trained_models(p, tmp_path):
@@ -142,11 +127,11 @@ def test_costs_and_the_first_order_of_trained_models(p, tmp_path):
         "panel_images": 2,
         "steps": 2,
     }
-    p = parameters.RQ4(**{**p.model_dump(), **small})
-    cells, store = studies.rq4(p), Store(tmp_path)
+    p = rq4.RQ4(**{**p.model_dump(), **small})
+    cells, store = rq4.cells(p), Store(tmp_path)
     for spec in studies.models(cells):
         store.model(spec)
-    costs = selection.costs(store, cells, p.panel_images).set_index("proxy")
+    costs = rq4.costs(store, cells, p.panel_images).set_index("proxy")
     assert costs.share["target"] == 1
     assert costs.share["early stopping"] < 0.6
     assert costs.share["cheaper encoder"] < 1
@@ -154,6 +139,6 @@ def test_costs_and_the_first_order_of_trained_models(p, tmp_path):
         assert costs.share["early stopping"] < costs.share[name] < 1
     assert costs["share of seconds"]["fewer images"] == 1
     single = [c for c in cells if c.panel == "target" and c.attacked == "single"]
-    found = selection.first_order(store, single, images=6, replicates=50)
+    found = rq4.first_order(store, single, images=6)
     assert len(found) == 9
     assert (found.value > 0).all()

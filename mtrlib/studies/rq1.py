@@ -1,0 +1,70 @@
+"""RQ1: does adding auxiliary tasks make a model more robust? Its parameters and cells (paper, RQ1; Table 1 A;
+supplement, tables 2 to 6 and figures 1 to 11)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
+
+from mtrlib.data import letters
+from mtrlib.models import encoders
+from mtrlib.studies.parameters import Count, Positive, Study, different
+from mtrlib.studies.study import Cell, matched_l2_eps_255, table
+from mtrlib.tasks import canonical, parse
+
+
+class RQ1(Study):
+    """Parameters of the notebook `rq1_auxiliary_tasks`.
+
+    more_tasks : letters beside `tasks` whose models of one and two tasks are compared by their errors; those that the
+        data set has no labels of are left out, so that `data` can be changed alone.
+    eps_panel, steps_panel, encoders : what the panels vary.
+    """
+
+    more_tasks: Annotated[str, AfterValidator(lambda letters: letters and parse(letters))]
+    eps_panel: Annotated[list[Positive], Field(min_length=1), AfterValidator(different)]
+    steps_panel: Annotated[list[Count], Field(min_length=1), AfterValidator(different)]
+    encoders: Annotated[
+        list[Annotated[str, AfterValidator(encoders.known)]], Field(min_length=1), AfterValidator(different)
+    ]
+
+    @model_validator(mode="after")
+    def _panels(self) -> RQ1:
+        for encoder in self.encoders:
+            self.model(self.tasks, encoder=encoder)
+        if len(self.steps_panel) < 2:
+            raise ValueError("steps_panel should have at least two numbers of steps to compare")
+        if max(self.eps_panel) <= 4 or len(self.eps_panel) < 2:
+            raise ValueError("eps_panel should have at least two budgets, one of them above 4")
+        return self
+
+    @property
+    def figure_tasks(self) -> str:
+        """`tasks` and those of `more_tasks` that the data set has."""
+        given = set(self.more_tasks) & set(letters(self.data, self.folder))
+        return canonical("".join({*self.tasks, *given}))
+
+
+def cells(p: RQ1) -> list[Cell]:
+    """Everything that RQ1 needs: the table main x auxiliary, all pairs of `p.figure_tasks` (panel "pairs"), and the
+    panels on norm, eps, attack steps, encoders and epochs.
+
+    Those two and "encoders" use all test images, the others the first `p.panel_images`. A step is the same share of the
+    budget in every panel.
+    """
+    few = {"images": p.panel_images}
+    l2 = {"nominal": p.eps_255, "matched": matched_l2_eps_255(p.eps_255, p.size)}
+    *early, last = p.model(p.tasks[0]).checkpoints
+    found = [*table(p, "table", "linf"), *table(p, "pairs", "linf", p.figure_tasks), *table(p, "norm", "linf", **few)]
+    for name, eps in l2.items():
+        found += table(p, "norm", f"l2, {name}", **few, norm="l2", eps_255=eps)
+    for eps in p.eps_panel:
+        found += table(p, "eps", eps, **few, eps_255=float(eps))
+    for steps in p.steps_panel:
+        found += table(p, "steps", steps, **few, steps=steps)
+    for encoder in p.encoders:
+        found += table(p, "encoders", encoder, encoder=encoder)
+    for epoch in early:
+        found += table(p, "epochs", epoch, **few, epoch=epoch)
+    return [*found, *table(p, "epochs", last, **few)]

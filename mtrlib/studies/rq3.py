@@ -1,0 +1,138 @@
+"""RQ3: do task weights help? Its parameters and cells (paper, RQ3; Tables 1 B and 2). `masking` has the search for
+masked gradients."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from mtrlib import attacks
+from mtrlib.specs import FIXED, WEIGHTS, ModelSpec, Tasks
+from mtrlib.studies.parameters import Count, Positive, Study, different
+from mtrlib.studies.study import Cell
+from mtrlib.tasks import canonical
+from mtrlib.training.weights import published
+
+# With one attacked task the weights that these give it change nothing: they are the attack on the right.
+ALONE = {"wgd": "pgd", "wgd_inverse": "pgd", "dgba": "pgd", "wgd_apgd": "apgd"}
+
+
+class RQ3(Study):
+    """Parameters of the notebook `rq3_task_weights`. Pairs that no weights are published for are left out of that
+    weighting (`has_weights`).
+
+    attacks : of `attacks.NAMED`, those that are compared on every model; PGD, Auto-PGD and both WGDs among them.
+    balancers : weights beside the uniform and the published ones, of `specs.WEIGHTS`.
+    own_weights : weights of your own, by pair, main task first: {"sd": [1.0, 0.1]} weighs s with 1 and d with .1. Those
+        pairs make one weighting more, "own".
+    masked_pairs : pairs, main task first, whose models are searched for masked gradients; those that are not of `tasks`
+        are left out, so that `tasks` can be changed alone: `searched` has what remains, or the first pair.
+    many_steps, square_queries : of the strongest PGD and of Square in that search.
+    """
+
+    attacks: Annotated[list[Literal[tuple(attacks.NAMED)]], AfterValidator(different)]
+    balancers: Annotated[list[Literal[tuple(w for w in WEIGHTS if w not in FIXED)]], AfterValidator(different)]
+    own_weights: dict[str, Annotated[list[Positive], Field(min_length=2, max_length=2)]]
+    masked_pairs: Annotated[list[Tasks], Field(min_length=1), AfterValidator(different)]
+    many_steps: Count
+    square_queries: Count
+
+    @model_validator(mode="after")
+    def _pairs(self) -> RQ3:
+        if not {"pgd", "apgd", "wgd", "wgd_inverse"} <= set(self.attacks):
+            raise ValueError(f"attacks should have pgd, apgd, wgd and wgd_inverse among them, found {self.attacks}")
+        for pair in self.own_weights:
+            if len(pair) != 2 or len(set(pair) & set(self.tasks)) != 2:
+                raise ValueError(f"own_weights should be by pairs of letters out of {self.tasks!r}, found {pair!r}")
+        for pair in self.masked_pairs:
+            if len(pair) != 2:
+                raise ValueError(f"masked_pairs should be pairs of letters, found {pair!r}")
+        if len({canonical(pair) for pair in self.masked_pairs}) < len(self.masked_pairs):
+            raise ValueError(f"masked_pairs should name each pair in one order only, found {self.masked_pairs}")
+        if self.eps_255 >= 255 / 16:
+            raise ValueError(
+                f"eps_255 should be below 255 / 16, so that 16 times it is less than 1, found {self.eps_255}"
+            )
+        if self.many_steps <= self.steps:
+            raise ValueError(f"many_steps should be more than steps = {self.steps}, found {self.many_steps}")
+        return self
+
+    @property
+    def weightings(self) -> list[str]:
+        """The ways to weight the tasks: uniform, published where a pair of `tasks` has such weights, own where
+        `own_weights` has any, `balancers`."""
+        pairs = ("".join(pair) for pair in permutations(self.tasks, 2))
+        printed = ["published"] if any(self.has_weights("published", pair) for pair in pairs) else []
+        return ["uniform", *printed, *(["own"] if self.own_weights else []), *self.balancers]
+
+    def has_weights(self, weights: str, pair: str) -> bool:
+        """Whether a pair, its main task first, has weights of that name: the published ones are of the paper's own
+        tasks, and not of all of them."""
+        if weights != "published":
+            return weights != "own" or pair in self.own_weights
+        known = self.definitions
+        return pair in published().index and all(known[letter].is_papers for letter in pair)
+
+    @property
+    def without_published(self) -> str:
+        """A line that says which pairs no weights are published for; empty where there are none."""
+        pairs = ["".join(pair) for pair in permutations(self.tasks, 2)]
+        without = [pair for pair in pairs if not self.has_weights("published", pair)]
+        told = (
+            f"No weights are published for {', '.join(without)} (main task first): left out of the weighting published."
+        )
+        return told if without else ""
+
+    @property
+    def searched(self) -> list[str]:
+        """The pairs of `masked_pairs` that are of `tasks`; their first two where there are none."""
+        return [pair for pair in self.masked_pairs if set(pair) <= set(self.tasks)] or [self.tasks[:2]]
+
+    def pair(self, tasks: str, seed: int, weights: str) -> ModelSpec:
+        """The model of a pair, its main task first. Published and own weights tell main from auxiliary task; in all
+        others both orders are one model, named in the paper's order."""
+        if weights == "own":
+            return self.model(tasks, seed, ":".join(map(str, self.own_weights[tasks])))
+        return self.model(tasks if weights == "published" else canonical(tasks), seed, weights)
+
+
+def cells(p: RQ3) -> list[Cell]:
+    """Everything that RQ3 needs.
+
+    Panels: for each way to weight the tasks, under its name, the table main x auxiliary with the attack as setting;
+    "dense", attacks for dense classes on s alone; "masking <weights>", what the search for masked gradients compares.
+    The single-task models stand in the table of every weighting.
+    """
+    found, tasks, all_images = [], canonical(p.tasks), p.test_images
+    for seed in p.seeds:
+        for weights in p.weightings:
+            for name in p.attacks:
+                for main in tasks:
+                    alone = p.evaluation(p.model(main, seed), main, name=ALONE.get(name, name))
+                    found.append(Cell(weights, name, main, all_images, alone))
+                    for auxiliary in tasks.replace(main, ""):
+                        if p.has_weights(weights, main + auxiliary):
+                            pair = p.pair(main + auxiliary, seed, weights)
+                            of_main = p.evaluation(pair, main, name=ALONE.get(name, name))
+                            of_both = p.evaluation(pair, pair.tasks, name=name)
+                            found += [Cell(weights, name, main, all_images, each) for each in (of_main, of_both)]
+        if "s" in tasks:
+            for name in ("pgd", "apgd", "segpgd", "cospgd"):
+                for letters in ("s", *(canonical("s" + auxiliary) for auxiliary in tasks.replace("s", ""))):
+                    evaluation = p.evaluation(p.model(letters, seed), "s", name=name)
+                    found.append(Cell("dense", name, "s", all_images, evaluation))
+    few = {"images": p.panel_images}
+    searched = {"pgd": {}, "many steps": {"steps": p.many_steps, **few}, "one step": {"name": "fgsm", **few}}
+    searched |= {"apgd": {"name": "apgd"}, "square": {"name": "square", "steps": p.square_queries, **few}}
+    for name, eps in {"4 eps": 4 * p.eps_255, "16 eps": 16 * p.eps_255, "eps 1": 255.0}.items():
+        searched[name] = {"eps_255": eps, "step_size_255": eps / 4, **few}
+    for pair in p.searched:
+        for weights in [weights for weights in ("uniform", "published") if p.has_weights(weights, pair)]:
+            model = p.pair(pair, p.seeds[0], weights)
+            runs = {name: p.evaluation(model, model.tasks, **changes) for name, changes in searched.items()}
+            source = p.pair(pair, max(p.seeds) + 1, "uniform")
+            runs["transfer"] = p.evaluation(model, model.tasks, source=source)
+            found += [Cell(f"masking {weights}", name, pair[0], p.panel_images, run) for name, run in runs.items()]
+    return found
