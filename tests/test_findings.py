@@ -186,7 +186,7 @@ def test_the_claims_on_weights():
     uniform = found[found["where"].str.startswith("uniform weights, apgd, single, mean of 6")].iloc[0]
     assert uniform.estimate == pytest.approx(1.7, rel=0.05)
     assert uniform.verdict == "agrees"
-    assert verdict_of(found, "3.2") == "disagrees" or verdict_of(found, "3.2") == "agrees"
+    assert verdict_of(found, "3.2") == "agrees", "1.7 and 3.4 times PGD, in the weights of either"
     some = attacks(uniform_pgd=alike, uniform_apgd=lambda m, a, how: 0.5 if a != m and how == "single" else 1.0)
     told = claims.findings("rq3", some)
     told = told[told.number == "3.4"].set_index("where").verdict
