@@ -54,7 +54,7 @@ def decide(low: float, high: float, side: str, threshold: float) -> str:
     return AGREES if holds else DISAGREES if fails else OPEN
 
 
-def shares(name: str, groups: dict[str, pd.DataFrame], *, decides: bool = True, images: int = 0) -> list[dict]:
+def shares(name: str, groups: dict[str, pd.DataFrame], *, decides: bool = True) -> list[dict]:
     """Findings on shares of cells, one a group of cells; Holm over the cells of all groups.
 
     Parameters
@@ -62,7 +62,6 @@ def shares(name: str, groups: dict[str, pd.DataFrame], *, decides: bool = True, 
     name : of the rule.
     groups : by where: rows as `estimates.compared` gives them, logarithms; a column `learned`, if there is one, says
         which of them count.
-    images : how many each cell has, for what would close an open one.
     """
     rule, groups = rules().loc[name], {where: rows for where, rows in groups.items() if len(rows)}
     counted = {where: rows[rows.learned] if "learned" in rows else rows for where, rows in groups.items()}
@@ -82,14 +81,14 @@ def shares(name: str, groups: dict[str, pd.DataFrame], *, decides: bool = True, 
             now = np.where(sides != 0, sides, np.where(known, np.where(points, 1, -1), 0))
             return decide((now > 0).mean(), 1 - (now < 0).mean(), rule.side, float(rule.threshold)) != OPEN
 
-        needs = _needs(settled, rows, threshold, len(judged), images) if told == OPEN else ""
+        needs = _needs(settled, rows, threshold, len(judged)) if told == OPEN else ""
         left = groups[where][~groups[where].learned] if "learned" in rows else groups[where][:0]
         about = f"{where}: {rule['what']}" + _left_out(left, groups[where])
         findings.append(_finding(rule, about, points.mean(), *ends, decides, told, needs))
     return findings
 
 
-def values(name: str, tables: dict[str, pd.DataFrame], *, decides: bool = True, images: int = 0) -> list[dict]:
+def values(name: str, tables: dict[str, pd.DataFrame], *, decides: bool = True) -> list[dict]:
     """Findings on single numbers, one a table of one row (as `estimates.uncertainty` gives it; logarithms where the
     rule's unit is "times"); Holm over all of them."""
     rule, tables = rules().loc[name], {where: rows for where, rows in tables.items() if len(rows)}
@@ -103,7 +102,7 @@ def values(name: str, tables: dict[str, pd.DataFrame], *, decides: bool = True, 
         told = decide(row.low, row.high, rule.side, threshold) if row.side else OPEN
         told = told if row.error > 0 or np.isnan(row.value) else decide(row.value, row.value, rule.side, threshold)
 
-        needs = _needs(np.all, judged.loc[[where]], threshold, len(judged), images) if told == OPEN else ""
+        needs = _needs(np.all, judged.loc[[where]], threshold, len(judged)) if told == OPEN else ""
         numbers = (float(back(number)) for number in (row.value, row.low, row.high))
         findings.append(_finding(rule, f"{where}: {rule['what']}", *numbers, decides, told, needs))
     return findings
@@ -228,7 +227,7 @@ def _left_out(left: pd.DataFrame, rows: pd.DataFrame) -> str:
     return f" ({len(left)} of {len(rows)} cells not learned, of main {', '.join(dict.fromkeys(cells.main))})"
 
 
-def _needs(settled, rows: pd.DataFrame, threshold: float, family: int, images: int) -> str:
+def _needs(settled, rows: pd.DataFrame, threshold: float, family: int) -> str:
     """The smallest study that would close an open finding: after which `settled` is true of the rows that are decided
     then in 4 of 5 cases, if what is seen is true. Of one training nobody knows: three first."""
     reach = ((rows.value - threshold).abs() / (_POWER - ndtri(0.025 / family))).to_numpy() ** 2
@@ -236,6 +235,5 @@ def _needs(settled, rows: pd.DataFrame, threshold: float, family: int, images: i
     for seeds, times in sorted(product(SEEDS, IMAGES), key=lambda size: (size[0] * size[1], size[0])):
         left = noise * had / seeds + rows.images.to_numpy() / times
         if settled(np.where(unknown, seeds >= 3, (had <= seeds) & (left < reach))):
-            more = f", {times * images} images" if images else f", {times} times the images"
-            return f"{seeds} seeds{more if times > 1 else ''}"
+            return f"{seeds} seeds" + (f", {times} times the images" if times > 1 else "")
     return NEVER
