@@ -1,6 +1,7 @@
 # make reproduce   run the notebooks into runs/$(TIER)/, as notebooks and as HTML
 # make reanalyse   the same from the released errors of results/$(TIER), without training; make release writes them
 # make batch       the same by the batch engine, job by job; make batch-plan says what it would do
+# make decide      add seeds where they decide most, in looks fixed beforehand, until HOURS are spent
 # make test        lint, tests, and the committed notebooks checked by nbval; make test-slurm: the engine under Slurm
 # make report      index.html in results/$(TIER); RESULTS=runs/$(TIER) makes one of a run of your own
 # make audit       known vulnerabilities of the versions in requirements.txt; AUDIT="-s osv" asks another service
@@ -14,6 +15,7 @@ RESULTS ?= results/$(TIER)
 BIN = .venv/bin
 PROFILE ?= workflow/profiles/local
 PACK ?= 1
+HOURS ?= 3
 PRECISION ?= auto
 # All notebooks of the tier, unless the command line names some.
 CHOSEN = $(if $(filter command line,$(origin NOTEBOOKS)),notebooks=$(shell echo $(NOTEBOOKS) | tr ' ' ,))
@@ -29,7 +31,7 @@ CORES := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 JOBS = $(if $(filter smoke,$(TIER)),$(CORES),1)
 ONE_THREAD = $(if $(filter-out 1,$(JOBS)),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1})
 
-.PHONY: reproduce reanalyse release batch batch-plan notebooks report test test-slurm lint audit clean
+.PHONY: reproduce reanalyse release batch batch-plan decide notebooks report test test-slurm lint audit clean
 .DELETE_ON_ERROR:
 
 # Not those that show what a model predicts: they have to train one.
@@ -53,6 +55,9 @@ batch: .venv/installed
 
 batch-plan: .venv/installed
 	$(ENGINE) --dry-run
+
+decide: .venv/installed
+	$(BIN)/python -m mtrlib decide params/$(TIER) --hours $(HOURS) --precision $(PRECISION)
 
 # After make batch: what it computed, in one file.
 release: .venv/installed

@@ -211,7 +211,7 @@ def intervals(g, tables: int, tasks: str, seeds: int, images: int, heavy: bool) 
             count(f"mean over cells of two {what}", estimates.uncertainty(mean), truth.mean())
         for quantity in estimates.QUANTITIES[:-1]:
             table = estimates.estimates(errors, quantity)
-            count(quantity, estimates.interval(table), truth_of(quantity, table.index, known, heavy))
+            count(quantity, estimates.interval(table, quantity=quantity), truth_of(quantity, table.index, known, heavy))
     about = {"truth": "mixed", "tasks": len(tasks), "seeds": seeds, "images": images}
     about |= {"errors": "heavy" if heavy else "normal", "tables": tables}
     return [{"of": what, **about, "covered": np.mean(h)} for what, h in hits.items()]

@@ -49,6 +49,17 @@ def job(options: argparse.Namespace) -> int:
     return 0
 
 
+def decide(options: argparse.Namespace) -> int:
+    from mtrlib import batch
+    from mtrlib.batch.decide import decide
+
+    table = decide(
+        batch.read(options.folder, options.notebooks and options.notebooks.split(",")), options.hours, options.precision
+    )
+    sys.stdout.write(f"{table.to_string(index=False)}\nSpent {table.hours.sum():.2g} of {options.hours:g} hours.\n")
+    return 0
+
+
 def release(options: argparse.Namespace) -> int:
     from mtrlib import batch, machine
     from mtrlib.store import released
@@ -105,6 +116,7 @@ ARGUMENTS = {
     "--tasks": {"help": "letters of the tasks to look at; by default all that have files"},
     "--notebooks": {"help": "names, separated by commas; all that have a file in the folder"},
     "--precision": {"default": "auto", "choices": ("auto", "float32", "bfloat16")},
+    "--hours": {"type": float, "required": True, "help": "to spend on this machine"},
     "--log": {"help": "a file that takes the output; stderr gets the first and the last line"},
 }
 _CHOSEN = ("folder", "--notebooks", "--precision")
@@ -113,6 +125,7 @@ COMMANDS = {  # what runs, what it does, and its arguments
     "train": (job, "train models: those of the keys that `plan` prints, or all", (*_CHOSEN, "keys", "--log")),
     "evaluate": (job, "run the attacks on models: those of the keys, or all", (*_CHOSEN, "keys", "--log")),
     "notebook": (job, "run one notebook", (*_CHOSEN, "notebook", "--log")),
+    "decide": (decide, "add seeds where they decide most, until the hours are spent", (*_CHOSEN, "--hours")),
     "release": (release, "write the errors that notebooks need into one file, errors.parquet", (*_CHOSEN, "results")),
     "check-data": (check_data, "read all files of a data set: what would stop a run?", ("data", "root", "--tasks")),
     "report": (page, "write index.html beside executed notebooks, their tables and figures", ("results",)),

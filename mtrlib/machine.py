@@ -1,20 +1,19 @@
-"""Where a run happens: device, precision, versions, commit; and the folders that relative paths start from."""
-
-from __future__ import annotations
+"""Where a run happens: device, precision, versions, commit; the folders that paths start from; how far it is."""
 
 import os
 import platform
 import re
 import subprocess
-import time
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
-from itertools import takewhile
+from itertools import cycle, takewhile
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 import mtrlib
 
@@ -29,24 +28,31 @@ def gpu(folder: Path) -> Iterator[str | None]:
     """One GPU of this machine for as long as the context lasts, shared out among the processes that name one folder.
 
     CUDA_VISIBLE_DEVICES is set to it and yielded (None without a GPU), so enter before anything asks CUDA. A GPU is a
-    lock in `folder`, which the operating system gives back when its owner dies. Inside a job of Slurm that has GPUs of
-    its own, and where there are none, nothing is done.
+    lock in `folder`, given back when its owner dies. Without GPUs and in a job of Slurm with its own nothing is done.
     """
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = list(map(str, range(torch.cuda.device_count()))) if given is None else _devices(given)
     if not names or (given is not None and "SLURM_JOB_ID" in os.environ):
         yield given if names else None
         return
-    locks = {name: FileLock(folder / f"{platform.node()}-gpu{name}.lock".replace("/", "-")) for name in names}
     folder.mkdir(parents=True, exist_ok=True)
-    while (name := next(filter(lambda name: _taken(locks[name]), locks), None)) is None:
-        time.sleep(0.5)
+    for name in cycle(names):  # a moment for each, until one is free
+        lock = FileLock(folder / f"{platform.node()}-gpu{name}.lock".replace("/", "-"))
+        with suppress(Timeout):
+            lock.acquire(timeout=0.1)
+            break
     os.environ["CUDA_VISIBLE_DEVICES"] = name
     try:
         yield name
     finally:
-        locks[name].release()
+        lock.release()
         os.environ.pop("CUDA_VISIBLE_DEVICES") if given is None else os.environ.update(CUDA_VISIBLE_DEVICES=given)
+
+
+def _devices(given: str) -> list[str]:
+    """What CUDA takes from CUDA_VISIBLE_DEVICES: all before the first that is neither an index nor the name of a GPU,
+    such as -1, "NoDevFiles" or nothing."""
+    return list(takewhile(re.compile(r"\d+|(GPU|MIG)-.+").fullmatch, (name.strip() for name in given.split(","))))
 
 
 def precision() -> str:
@@ -64,10 +70,15 @@ def exact():
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
+def is_repository(folder: Path) -> bool:
+    """Whether the folder holds `notebooks` and `params`."""
+    return (folder / "notebooks").is_dir() and (folder / "params").is_dir()
+
+
 @cache
 def root() -> Path:
-    """Where relative paths of parameters start: the repository, which is the nearest folder, above the current one or
-    else above this package, that holds `notebooks` and `params`; the current one where there is none."""
+    """Where relative paths of parameters start: the nearest repository above the current folder, or else above this
+    package; the current folder where there is none."""
     here = Path.cwd()
     return next(filter(is_repository, (here, *here.parents, *Path(mtrlib.__file__).parents)), here)
 
@@ -82,19 +93,18 @@ def expanded(named: str | Path) -> str:
 
     ValueError for a variable or a home that there is not. An empty one counts as none: files would lie elsewhere.
     """
-
-    def value(match: re.Match) -> str:
-        name = match[1] or match[2]
-        if not os.environ.get(name):
-            raise ValueError(f"The environment variable {name} of {str(named)!r} is not set.")
-        return os.environ[name]
-
     if not isinstance(named, str | Path):
         raise ValueError(f"A path should be a text. Found {named!r}.")
-    found = os.path.expanduser(re.sub(r"\$(?:(\w+)|\{([^}]*)\})", value, str(named), flags=re.ASCII))
-    if found.startswith("~"):
-        raise ValueError(f"{found.split('/')[0]!r} has no home folder. A name that begins with ~ is written './~'.")
-    return found
+
+    def value(match: re.Match) -> str:
+        if content := os.environ.get(match[1] or match[2]):
+            return content
+        raise ValueError(f"The environment variable {match[1] or match[2]} of {str(named)!r} is not set.")
+
+    path = os.path.expanduser(re.sub(r"\$(?:(\w+)|\{([^}]*)\})", value, str(named), flags=re.ASCII))
+    if path.startswith("~"):
+        raise ValueError(f"{path.split('/')[0]!r} has no home folder. A name that begins with ~ is written './~'.")
+    return path
 
 
 def folder(path: Path, what: str, made: bool = False) -> Path:
@@ -105,11 +115,6 @@ def folder(path: Path, what: str, made: bool = False) -> Path:
     if stands != path and not made:
         raise ValueError(f"The folder of {what} is missing: {path}.")
     return path
-
-
-def is_repository(folder: Path) -> bool:
-    """Whether the folder holds `notebooks` and `params`."""
-    return (folder / "notebooks").is_dir() and (folder / "params").is_dir()
 
 
 @cache
@@ -136,29 +141,53 @@ def describe() -> dict[str, str]:
     }
 
 
-def _taken(lock: FileLock) -> bool:
-    with suppress(Timeout):
-        lock.acquire(timeout=0)
-    return lock.is_locked
-
-
-def _devices(given: str) -> list[str]:
-    """The devices that CUDA takes from CUDA_VISIBLE_DEVICES: those before the first that is neither an index nor the
-    name of a GPU, such as -1, "NoDevFiles" or nothing."""
-    names = (name.strip() for name in given.split(","))
-    return list(takewhile(re.compile(r"\d+|(GPU|MIG)-.+").fullmatch, names))
-
-
 def _commit() -> str:
     """The commit of the library, "-dirty" where tracked files differ from it: all but the notebooks, which executing
     them changes. "unknown" where it is not at the top of a repository: one that it lies in is another's."""
     own = Path(mtrlib.__file__).resolve().parents[1]
     git = partial(subprocess.check_output, cwd=own, text=True, stderr=subprocess.DEVNULL)
-    try:
-        if Path(git(["git", "rev-parse", "--show-toplevel"]).rstrip("\n")).resolve() != own:
-            return "unknown"
-        commit = git(["git", "describe", "--always", "--abbrev=12"]).strip()
-        changed = git(["git", "diff", "--name-only", "HEAD", "--", ":/", ":(top,exclude)notebooks"])
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{commit}-dirty" if changed else commit
+    with suppress(OSError, subprocess.CalledProcessError):
+        if Path(git(["git", "rev-parse", "--show-toplevel"]).rstrip("\n")).resolve() == own:
+            commit = git(["git", "describe", "--always", "--abbrev=12"]).strip()
+            changed = git(["git", "diff", "--name-only", "HEAD", "--", ":/", ":(top,exclude)notebooks"])
+            return f"{commit}-dirty" if changed else commit
+    return "unknown"
+
+
+def bar(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
+    """A tqdm bar of `total` units, `initial` of which an earlier run has done; `unit` is their name in the singular.
+    In a notebook one line of output, updated in place (no widgets, so that an executed notebook keeps its last state);
+    in a log one line every five seconds."""
+    options = {"total": total, "desc": description, "unit": f" {unit}", "initial": initial}
+    if _in_notebook() or not sys.stderr.isatty():
+        return _Lines(**options, mininterval=1 if _in_notebook() else 5)
+    return tqdm(**options, leave=False)
+
+
+class _Lines(tqdm):
+    """Shows itself as a line of its own each time; in a notebook as one plain text that is updated."""
+
+    shown = None
+
+    def display(self, msg=None, pos=None):
+        from IPython.display import Pretty, display
+
+        line = tqdm.format_meter(**{**self.format_dict, "ascii": True, "ncols": None}).replace("\r", "")
+        if not _in_notebook():
+            self.fp.write(f"{line}\n")
+            self.fp.flush()
+        elif self.shown is None:
+            self.shown = display(Pretty(line), display_id=True)
+        else:
+            self.shown.update(Pretty(line))
+
+    def close(self):
+        if not self.disable:
+            self.display()
+        self.disable = True
+
+
+def _in_notebook() -> bool:
+    from IPython import get_ipython  # takes long
+
+    return hasattr(get_ipython(), "kernel")

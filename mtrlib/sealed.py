@@ -1,20 +1,23 @@
 """Files that appear whole or not at all, and that are found out when something has changed them since.
 
 Beside a sealed file lies its checksum, `<name>.sha256`, as `sha256sum --check` reads it. What is damaged is renamed,
-never deleted, and said in a warning; who reads it makes it again (`kept`). At the top of the package and not in the
-store, since data and training, which the store knows, keep their files in the same way.
+never deleted, and said in a warning; who reads it makes it again (`kept`).
 """
 
-from __future__ import annotations
-
 import hashlib
+import io
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock
 
 T = TypeVar("T")
@@ -67,6 +70,25 @@ def read(path: Path, sha256: str | None = None) -> bytes:
     return content
 
 
+def seal_table(path: Path, rows: pd.DataFrame, words: dict[str, Any], **options) -> None:
+    """Seal a table as Parquet, which pandas reads as it is, with words of ours, as JSON, in its metadata; `options` are
+    of `pyarrow.parquet.write_table`."""
+    table, buffer = pa.Table.from_pandas(rows, preserve_index=False), io.BytesIO()
+    metadata = {**table.schema.metadata, "mtrlib": json.dumps(words)}
+    pq.write_table(table.replace_schema_metadata(metadata), buffer, **options)
+    seal(path, buffer.getvalue())
+
+
+def read_table(path: Path, what: str = "table of a store") -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A sealed table and its words. Raises `Damaged`, also where it is no such file."""
+    content = read(path)
+    try:
+        table = pq.read_table(io.BytesIO(content))
+        return table.to_pandas(), dict(json.loads(table.schema.metadata[b"mtrlib"]))
+    except (pa.ArrowException, ValueError, LookupError, TypeError) as error:
+        raise Damaged(path, f"it is no {what} ({error})") from error
+
+
 def kept(
     lock: Path, there: Callable[[], bool], read: Callable[[], T], make: Callable[[], T] = lambda: None
 ) -> T | None:
@@ -87,9 +109,8 @@ def kept(
 
 def set_aside(path: Path, reason: str) -> None:
     """Rename what is damaged, with its checksum, and say so in a warning. Call it under the lock of what it is."""
-    number = 1
-    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
+    names = (path.with_name(f"{path.name}.damaged-{number}") for number in count(1))
+    aside = next(name for name in names if not name.exists())
     try:
         for old, new in ((path, aside), (_checksum(path), _checksum(aside))):
             if old.exists():
@@ -104,24 +125,20 @@ def locked(path: Path) -> Iterator[None]:
     """Hold the lock at `path`, which the operating system gives back when its owner dies. Makes its folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        lock.acquire()
+        lock = FileLock(path).acquire()
     except (OSError, NotImplementedError) as error:
         raise unwritable(path, error) from error
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def unwritable(path: Path, error: Exception) -> OSError:
-    """One line for a file that cannot be written: why, and that nothing is lost."""
-    told = OSError(
-        f"{path} cannot be written: {getattr(error, 'strerror', None) or error}. What was finished before is kept: "
-        "make room or give another folder, and run again."
-    )
-    told.errno = getattr(error, "errno", None)
-    return told
+    """One line for a file that cannot be written: why, and that nothing is lost; with the number of the error."""
+    why = getattr(error, "strerror", None) or error
+    advice = "What was finished before is kept: make room or give another folder, and run again."
+    fault = OSError(f"{path} cannot be written: {why}. {advice}")
+    fault.errno = getattr(error, "errno", None)
+    return fault
 
 
 def _checksum(path: Path) -> Path:

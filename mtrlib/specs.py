@@ -3,30 +3,22 @@
 A specification says everything that decides the bytes of a result on one machine; its content is its key in the store.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from contextlib import suppress
 from math import ceil, inf
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from mtrlib import attacks, data, machine
-from mtrlib.data import NAMES
 from mtrlib.models import encoders
 from mtrlib.tasks import Task, parse
 
 # Part of every key. To be raised when a field of a specification comes to mean something else; what the code makes of a
 # specification is watched by the store, which keeps the results of each code apart (`sources`).
 VERSION = 4
-
-Tasks = Annotated[str, AfterValidator(parse)]
-# The environment and the home expanded: what decides the bytes, not how it was written.
-Place = Annotated[str, AfterValidator(machine.expanded)]
-
 FIXED = ("uniform", "published")
 # Those of torchjd that need no choice of which task counts more or less; with its defaults, but for what has none.
 AGGREGATORS = ("AlignedMTL", "CAGrad", "ConFIG", "DualProj", "ExcessMTL", "GradDrop", "GradVac", "IMTLG", "Mean")
@@ -49,22 +41,23 @@ def key_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Spec(BaseModel):
-    """A frozen value that refuses unknown names and wrong types."""
+Tasks = Annotated[str, AfterValidator(parse)]
+# The environment and the home expanded: what decides the bytes, not how it was written.
+Place = Annotated[str, AfterValidator(machine.expanded)]
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+class Spec(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
+    """A frozen value that refuses unknown names and wrong types; `key` names its content."""
 
     @property
     def key(self) -> str:
-        """16 hexadecimal digits that name the content."""
         return key_of(self.model_dump(mode="json"))
 
 
 class DataSpec(Spec):
-    """A data set, as `data.load` takes it; `digest`, of a "folder", names the content of its description, as
-    `data.digest` reads it."""
+    """A data set, as `data.load` takes it; `digest`, of a "folder", is that of its description (`data.digest`)."""
 
-    name: Literal[NAMES] = "rooms"
+    name: Literal[data.NAMES] = "rooms"
     root: Place | None = None
     digest: str | None = None
     on_bad: Literal["raise", "skip"] = "raise"
@@ -72,7 +65,7 @@ class DataSpec(Spec):
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
-    def _named(self) -> DataSpec:
+    def _described(self) -> Self:
         if self.name == "folder" and self.digest is None:
             raise ValueError('digest should be that of the description, data.digest("folder", root). Found None.')
         return self
@@ -103,7 +96,7 @@ class Training(Spec):
 
 
 class ModelSpec(Training):
-    """A model and its training."""
+    """A model and its training; its weights are kept after `checkpoints`, one and two thirds of the epochs and all."""
 
     data: DataSpec
     tasks: Tasks  # letters of the tasks it learns; the first is the main one
@@ -116,7 +109,7 @@ class ModelSpec(Training):
     precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
-    def _consistent(self) -> ModelSpec:
+    def _consistent(self) -> Self:
         if self.data.name != "folder":  # whose letters stand in a file
             parse(self.tasks, data.letters(self.data.name), self.data.name)
         stride = encoders.stride(self.encoder)
@@ -131,7 +124,6 @@ class ModelSpec(Training):
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
-        """The epochs whose weights are kept: after one and two thirds of the training, and at its end."""
         return tuple(sorted({ceil(self.epochs * third / 3) for third in (1, 2, 3)}))
 
 
@@ -161,7 +153,7 @@ class Evaluation(Spec):
     source: ModelSpec | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Evaluation:
+    def _consistent(self) -> Self:
         attacked = set(self.attack.tasks)
         if self.source is not None and (attacked - set(self.source.tasks) or self.source.data != self.model.data):
             raise ValueError(f"the source should have the attacked tasks, {self.attack.tasks!r}, and the same data")
@@ -180,13 +172,9 @@ class Evaluation(Spec):
     @property
     def columns(self) -> dict[str, Any]:
         """What names it in the errors table; attack is "pgd on <model id>" with a source."""
-        return {
-            "model_id": self.model.key,
-            "trained_tasks": self.model.tasks,
-            "main": self.model.tasks[0],
-            **{name: getattr(self.model, name) for name in ("encoder", "weights", "seed")},
-            "epoch": self.epoch,
-            "attack": self.attack.name if self.source is None else f"{self.attack.name} on {self.source.key}",
-            **{name: getattr(self.attack, name) for name in ("norm", "eps_255", "steps")},
-            "attacked_tasks": self.attack.tasks,
-        }
+        model, attack, on = self.model, self.attack, "" if self.source is None else f" on {self.source.key}"
+        columns = {"model_id": model.key, "trained_tasks": model.tasks, "main": model.tasks[0]}
+        columns |= model.model_dump(include={"encoder", "weights", "seed"})
+        columns |= {"epoch": self.epoch, "attack": attack.name + on}
+        columns |= attack.model_dump(include={"norm", "eps_255", "steps"})
+        return columns | {"attacked_tasks": attack.tasks}

@@ -229,3 +229,17 @@ def test_two_classes_of_one_name_are_two():
     figure = figures.images({"label": {"image": torch.rand(3, 2, 2), "s": picture}}, task.class_names, {"s": task})
     assert [text.get_text() for text in figure.legends[0].texts] == ["ball (0)", "ball (1)", "wall"]
     assert checks._named(task, np.array([5, 6, 7])) == {"ball (0)": 5, "ball (1)": 6, "wall": 7}
+
+
+def test_a_share_a_ratio_and_a_number_below_zero_have_an_axis_each():
+    """A correlation below zero has no place on a logarithmic axis, where it would lie on the side that is asked for."""
+    columns = ["number", "where", "estimate", "low", "high", "asked", "decides", "verdict", "needs"]
+    rows = [["1.2", "linf: cells", 0.2, 0.1, 0.4, "below 95%", True, "agrees", ""]]
+    rows += [["3.2", "apgd: over PGD's", 1.7, 1.6, 1.8, "above 1.5 times", True, "agrees", ""]]
+    rows += [["4.3", "clean error: rank correlation", -0.5, -0.8, -0.2, "above 0", True, "disagrees", ""]]
+    figure = figures.findings(pd.DataFrame(rows, columns=columns))
+    assert [axis.get_xscale() for axis in figure.axes] == ["linear", "log", "linear"]
+    for axis, row in zip(figure.axes, rows, strict=True):
+        assert [line.get_xdata().tolist() for line in axis.lines][:2] == [row[3:5], [row[2]]]
+    asked = figure.axes[2].patches[0]
+    assert (asked.get_x(), asked.get_width()) == (0, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import shutil
 import time
 import warnings
@@ -213,6 +214,18 @@ def test_two_files_whose_names_differ_by_the_case_of_their_suffix_are_refused(ro
         load(root)
     found = f"Found {other} and {name}."
     assert str(error.value) == f"{root} should have files whose names differ by more than case. {found}"
+
+
+def test_images_and_labels_beside_their_description(tmp_path):
+    label = {"letter": "s", "kind": "classes", "classes": 3, "files": "{id}_label.png"}
+    write(tmp_path, {"images": "{id}.jpg", "tasks": [label], "splits": {"train": "0", "test": "1"}})
+    for name in "01":
+        save(tmp_path / f"{name}.jpg", np.full((8, 8, 3), 99, np.uint8))
+        save(tmp_path / f"{name}_label.png", np.full((8, 8), 2, np.uint8))
+    dataset = load(tmp_path, "s", size=8)
+    assert dataset.ids == ("0",)
+    assert (dataset.images == 99).all()
+    assert (dataset.targets["s"] == 2).all()
 
 
 def test_other_formats(tmp_path):
@@ -645,6 +658,17 @@ def test_the_example_is_written_once_and_never_over_something_else(tmp_path):
         data.write_example(tmp_path / "mine")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".example.lock", "example", "mine"], "no lock of mine"
     assert len(list((tmp_path / "mine").iterdir())) == 1
+
+
+def test_an_example_of_earlier_rooms_is_written_anew(tmp_path):
+    folder = data.write_example(tmp_path, 2, 1)
+    text, image = (folder / "dataset.yaml").read_text(), (folder / "images" / "train_0000.png").read_bytes()
+    for earlier in ("", ", version 0 of the rooms"):
+        (folder / "dataset.yaml").write_text(re.sub(", version [0-9]+ of the rooms", earlier, text))
+        (folder / "images" / "train_0000.png").write_bytes(b"")
+        data.write_example(folder, 2, 1)
+        assert (folder / "dataset.yaml").read_text() == text
+        assert (folder / "images" / "train_0000.png").read_bytes() == image
 
 
 @pytest.mark.parametrize("moment", [0, 1, 4])

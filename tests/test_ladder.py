@@ -24,7 +24,7 @@ def ran(tmp_path_factory):
     p = smoke(**TINY)
     store = Store(tmp_path_factory.mktemp("store"), "cpu")
     vulnerabilities, logs = ladder.run(store, p)
-    return p, store, estimates.interval(vulnerabilities).reset_index(), logs
+    return p, store, estimates.interval(vulnerabilities, quantity="ratio").reset_index(), logs
 
 
 def test_the_two_ladders_go_from_end_to_end_by_single_changes():

@@ -163,11 +163,11 @@ sys.stderr.write(" ".join(sys.modules))
 @pytest.mark.parametrize(
     ("arguments", "without"),
     [
-        (["--help"], "torch torchvision pandas pyarrow timm kornia matplotlib scipy IPython"),
-        (["plan", "--help"], "torch torchvision pandas pyarrow timm kornia matplotlib scipy IPython"),
+        (["--help"], "torch torchvision pandas pyarrow timm matplotlib scipy IPython"),
+        (["plan", "--help"], "torch torchvision pandas pyarrow timm matplotlib scipy IPython"),
         (
             ["plan", "params/smoke", "--notebooks", "rq1_auxiliary_tasks"],
-            "torchvision timm kornia matplotlib torch._dynamo scipy.stats IPython",
+            "torchvision timm matplotlib torch._dynamo scipy.stats IPython",
         ),
     ],
 )

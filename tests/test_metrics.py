@@ -75,21 +75,26 @@ def test_means_and_intervals_of_nothing_are_nan_without_a_warning():
 def test_the_interval_over_images_is_students(quantity):
     """Of a clean error of 1 every quantity is a mean over images: its interval is that of the textbook."""
     ratios = np.random.default_rng(0).normal(5, 1, size=50)
-    row = tables.values(table_of(np.ones(50), 1 + ratios), quantity).iloc[0]
+    row = estimates.interval(estimates.estimates(table_of(np.ones(50), 1 + ratios), quantity)).iloc[0]
     ends = stats.ttest_1samp(ratios + (quantity == "adversarial_error"), 0).confidence_interval(0.95)
     assert (row.low, row.high) == pytest.approx(tuple(ends), rel=1e-6)
 
 
 def test_one_image_has_no_interval():
     row = tables.vulnerabilities(table_of([1.0], [3.0])).iloc[0]
-    assert (row.value, row.low, row.high) == (2, -np.inf, np.inf)
+    assert (row.value, row.low, row.high) == (2, -1, np.inf)
 
 
 def test_the_interval_over_seeds_is_students():
     """Images that are alike in every training: what is left is the noise of three trainings."""
     errors = pd.concat([table_of(np.ones(50), np.full(50, 1.0 + k), k) for k in (1, 2, 3)])
-    row = tables.vulnerabilities(errors).iloc[0]
+    row = estimates.interval(estimates.estimates(errors, "ratio")).iloc[0]
     assert (row.low, row.high) == pytest.approx(tuple(stats.ttest_1samp([1, 2, 3], 0).confidence_interval(0.95)))
+    shown = tables.vulnerabilities(errors).iloc[0]
+    low, high = stats.ttest_1samp(np.log([2, 3, 4]), 0).confidence_interval(0.95)
+    assert np.log1p(shown.high) - np.log1p(shown.low) == pytest.approx(high - low)
+    assert shown.value == 2
+    assert shown.low > -1, "an error cannot fall below 0"
 
 
 def test_a_task_of_weight_0_adds_nothing_to_definition_1_even_if_infinite():

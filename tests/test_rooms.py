@@ -106,7 +106,7 @@ def test_targets_have_their_shapes_and_ranges(dataset):
     assert dataset.images.dtype == torch.uint8
     assert dataset.targets["s"].shape == (48, 64, 64)
     assert dataset.targets["s"].dtype == torch.uint8
-    low = {"d": 0.3, "D": 0.3, "p": 0.0, **dict.fromkeys("nkKeErA", -1.0)}
+    low = {"d": 0.3, "D": 0.3, **dict.fromkeys("nkKeEprA", -1.0)}
     for letter, bottom in low.items():
         values = dataset.targets[letter]
         assert values.shape == (48, TASKS[letter].channels, 64, 64)
@@ -114,7 +114,7 @@ def test_targets_have_their_shapes_and_ranges(dataset):
         assert values.isfinite().all()
         assert values.min() >= bottom - 1e-6
         assert values.max() <= 1 + 1e-6
-        assert values.max() > 0.69  # none uses a small part of its range only
+        assert values.max() > (0.1 if letter == "K" else 0.69)  # none uses a small part of its range only
     assert set(dataset.targets) == set(TASKS) == set(rooms.TASKS)
     assert set(dataset.masks.values()) == {None}
     assert len(set(dataset.ids)) == 48
@@ -122,29 +122,63 @@ def test_targets_have_their_shapes_and_ranges(dataset):
     assert dataset.class_names == rooms.CLASSES
 
 
-def test_the_first_five_targets_stay_what_models_were_trained_on():
-    """Sum and sum of squares of six rooms of 32 pixels, as measured before the other targets were there."""
-    images, targets = rendering._rendered("train", 32, 6, 3)
+# Of one frame of Taskonomy at 64 pixels, as the paper's authors read it: mean, standard deviation (of E not noted), and
+# the shares above -0.9 and above 0.
+@pytest.mark.parametrize(
+    ("letter", "real"),
+    [
+        ("E", (-0.78, None, 0.63, 0.035)),
+        ("k", (-0.60, 0.47, 0.77, 0.11)),
+        ("K", (-0.83, 0.23, 0.42, 0.003)),
+        ("e", (-0.59, 0.49, 0.67, 0.12)),
+        ("p", (-0.05, 0.36, None, None)),
+    ],
+)
+def test_targets_are_distributed_as_taskonomys(dataset, letter, real):
+    values = dataset.targets[letter]
+    found = (values.mean(), values.std(), (values > -0.9).float().mean(), (values > 0).float().mean())
+    for value, expected, far in zip(found, real, (0.2, 0.1, 0.3, 0.04), strict=True):
+        assert expected is None or value.item() == pytest.approx(expected, abs=far)
+
+
+def test_what_a_pixel_and_its_place_show_beats_a_constant(dataset):
+    """Squared errors on other rooms, of a linear function of the row, colour and edges of a pixel."""
+
+    def seen(rooms_):
+        row = torch.linspace(-1, 1, 64)[None, None, :, None].expand(len(rooms_), 1, 64, 64)
+        parts = [row**k for k in range(4)] + [labels.colours(rooms_.images)]
+        parts += [labels._canny(labels._luminance(rooms_.images), share, 0.1) for share in (0.012, 0.04)]
+        return torch.cat(parts, dim=1).movedim(1, -1).flatten(0, 2)
+
+    others = rooms.load(tasks=rooms.TASKS, split="test", size=64, limit=48)
+    least = {"d": 0.3, "D": 0.25, "n": 0.3, "k": 0.08, "K": 0.12, "e": 0.9, "E": 0.06, "p": 0.05, "r": 0.15}
+    for letter in least:
+        train, test = (x.targets[letter].movedim(1, -1).flatten(0, 2) for x in (dataset, others))
+        predicted = seen(others) @ torch.linalg.lstsq(seen(dataset), train).solution
+        skill = 1 - (predicted - test).square().mean() / (train.mean(dim=0) - test).square().mean()
+        assert skill > least[letter], letter
+
+
+def test_images_and_targets_stay_what_models_were_trained_on():
+    """Sum and sum of squares of six rooms of 32 pixels, as measured when `rooms.VERSION` was last raised."""
+    made = rooms.load(tasks="sdDnE", split="train", size=32, limit=6, seed=3)
     expected = {
-        "s": (13385.0, 64599.0),
-        "d": (3878.138480901718, 2455.02051189137),
-        "D": (3997.779218018055, 2606.413586048198),
-        "n": (2334.074636916739, 6144.000112526148),
-        "E": (-5363.364891469479, 5998.305753653759),
+        "s": (18702.0, 117774.0),
+        "d": (4046.1445083618164, 2676.186844732022),
+        "D": (4108.05630838871, 2757.6336513236074),
+        "n": (3256.8468575695297, 6144.000067187555),
+        "E": (-3673.199656546116, 3146.0006001867723),
     }
-    assert images.double().sum().item() == pytest.approx(2720374, rel=1e-5)
+    assert made.images.double().sum().item() == pytest.approx(2579835, rel=1e-5)
     for letter, sums in expected.items():
-        values = targets[letter].double()
+        values = made.targets[letter].double()
         assert (values.sum().item(), values.square().sum().item()) == pytest.approx(sums, rel=1e-5)
 
 
 def rendered(chunk=None, size=32):
     """Images and all targets of six rooms, without what is kept in memory."""
-    images, targets = rendering._rendered.__wrapped__("train", size, 6, 3, chunk)
-    further = {
-        x: rendering._further.__wrapped__(x, "train", size, 6, 3, chunk) for x in rooms.TASKS if x not in targets
-    }
-    return {"image": images, **targets, **further}
+    image = rendering._view.__wrapped__("train", size, 6, 3, chunk)["image"]
+    return {"image": image} | {x: rendering._target.__wrapped__(x, "train", size, 6, 3, chunk) for x in rooms.TASKS}
 
 
 @pytest.mark.parametrize("size", [32, 37])

@@ -1,11 +1,13 @@
 """RQ2: its study, marginal vulnerabilities, predictions and verdicts."""
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from mtrlib import batch, machine
-from mtrlib.claims import questions
+from mtrlib import batch, claims, machine
+from mtrlib.claims import task_sets
 from mtrlib.metrics import theory
 from mtrlib.specs import AttackSpec
 from mtrlib.store import Store
@@ -70,7 +72,7 @@ def test_vulnerabilities_and_marginals_by_hand():
     mean = table[table.weighting == "mean"].set_index("tasks").value
     assert summed.to_dict() == pytest.approx(RISES)
     assert mean["sn"] == pytest.approx(0.7)
-    (before, after), single = questions.marginals(questions.vulnerabilities(errors_of(RISES), "linf"))
+    (before, after), single = task_sets.marginals(task_sets.vulnerabilities(errors_of(RISES), "linf"))
     steps = (after - before).value
     assert len(steps) == 3 * 2 + 3
     assert steps["n", "d"] == pytest.approx(-0.12)
@@ -96,7 +98,7 @@ def test_predictions_of_gradients_that_are_known():
         cosines=np.eye(2),
         variances=np.array([9.0, 16.0]),
     )
-    sets = questions.vulnerabilities(errors_of({"s": 3.2, "d": 4.4, "sd": 5.5}), "linf")
+    sets = task_sets.vulnerabilities(errors_of({"s": 3.2, "d": 4.4, "sd": 5.5}), "linf")
     of_sets, added = predictions.predictions(sets, found, "sd", ["s", "d", "sd"], "l2", 1.0)
     assert of_sets.first_order["sum", "sd"] == pytest.approx(5)
     assert of_sets.first_order["mean", "sd"] == pytest.approx(2.5)
@@ -112,7 +114,7 @@ def test_predictions_of_gradients_that_are_known():
 
 def of_steps(sets: pd.DataFrame, **predictions) -> pd.DataFrame:
     """The measured marginals of summed losses, beside predictions computed from them."""
-    (before, after), _ = questions.marginals(sets)
+    (before, after), _ = task_sets.marginals(sets)
     steps = pd.DataFrame({"measured": (after - before).value})
     steps = steps.assign(**{name: function(steps.measured) for name, function in predictions.items()})
     return pd.concat({"sum": steps}, names=["weighting"])
@@ -121,7 +123,7 @@ def of_steps(sets: pd.DataFrame, **predictions) -> pd.DataFrame:
 def test_more_and_less_correlated_tasks():
     sets = rq2.subsets("sdDnE")
     rises = {s: 1 + 0.01 * k / len(sets) for k, s in enumerate(sets)}  # 1 / N of it falls with N
-    frame = questions.vulnerabilities(errors_of(rises, noise=0.001), "linf")
+    frame = task_sets.vulnerabilities(errors_of(rises, noise=0.001), "linf")
     relative = frame.value / [len(s) for s in frame.index]
     of_sets = pd.concat({"mean": pd.DataFrame({"factor": relative**0.5})}, names=["weighting"])
     found = predictions.fewer_or_alike(frame, of_sets)
@@ -129,10 +131,28 @@ def test_more_and_less_correlated_tasks():
     assert found.high["more tasks"] < -0.8
 
 
+@pytest.mark.parametrize(("sign", "verdict"), [(1, "agrees"), (-1, "disagrees")])
+def test_sets_of_one_size_are_compared_by_how_their_gradients_correlate(sign, verdict):
+    """Three single tasks alike; a set's vulnerability is its gradients' correlation, or against it. The number of
+    tasks, which lowers all of them alike, has no part in it."""
+    letters = "sdDn"
+    covariances = np.eye(4) + 0.1 * np.abs(np.subtract.outer(np.arange(4), np.arange(4)))
+    covariances = (covariances + covariances.T) / 2
+    mean = {s: np.mean([covariances[letters.index(a), letters.index(b)] for a, b in combinations(s, 2)] or [0.0])
+            for s in rq2.subsets(letters)}  # fmt: skip
+    rises = {s: len(s) * (1 + sign * value) if len(s) > 1 else 1.0 for s, value in mean.items()}
+    errors = errors_of(rises, noise=0.001)
+    empty = dict.fromkeys(("norms", "joint"), {}) | dict.fromkeys(("moments", "cosines", "variances"), np.eye(4))
+    found = predictions.alike(errors, theory.Gradients(**empty, covariances=covariances), letters)
+    assert found.value.to_list() == pytest.approx([sign], abs=0.1)
+    told = claims.findings("rq2", errors.assign(clean_error=1.0, adversarial_error=1.0), alike=found)
+    assert told[told["where"].str.contains("one size")].verdict.to_list() == [verdict]
+
+
 def test_agreement_finds_the_prediction_that_orders_the_marginals():
     g = np.random.default_rng(0)
     rises = {s: len(s) ** 2 * 1.0 + 0.1 * k for k, s in enumerate(rq2.subsets("sdn"))}
-    sets = questions.vulnerabilities(errors_of(rises, noise=0.001), "linf")
+    sets = task_sets.vulnerabilities(errors_of(rises, noise=0.001), "linf")
     by = {"theorem_4": lambda m: 2 * m, "tight": lambda m: m - 0.5, "first_order": lambda m: m}
     found = predictions.agreement(sets, of_steps(sets, **by, theorem_2=lambda m: g.permutation(m))).loc["sum"]
     assert found.correlation["theorem_4"] == pytest.approx(1)
@@ -145,7 +165,7 @@ def test_agreement_finds_the_prediction_that_orders_the_marginals():
 @pytest.mark.parametrize(("noise", "surely"), [(0.5, 0), (0.001, 9)])
 def test_a_bound_that_noise_alone_breaks_is_not_told(noise, surely):
     rises = {s: 3.0 * len(s) for s in rq2.subsets("sdn")}
-    sets = questions.vulnerabilities(errors_of(rises, noise=noise), "linf")
+    sets = task_sets.vulnerabilities(errors_of(rises, noise=noise), "linf")
     by = dict.fromkeys(("theorem_4", "tight", "first_order"), lambda m: m - 0.01)
     found = predictions.agreement(sets, of_steps(sets, **by, theorem_2=lambda m: m * np.nan)).loc["sum"]
     assert "theorem_2" not in found.index

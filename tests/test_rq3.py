@@ -10,7 +10,7 @@ from mtrlib import attacks, batch, machine, studies
 from mtrlib.metrics import tables
 from mtrlib.specs import AttackSpec, Evaluation, ModelSpec
 from mtrlib.store import Store, evaluation
-from mtrlib.studies import masking, parameters, rq1, rq3
+from mtrlib.studies import masking, measurements, parameters, rq1, rq3
 from mtrlib.training import weights
 
 
@@ -249,7 +249,7 @@ def test_a_gradient_that_is_not_a_number_is_none(tiny, tmp_path, monkeypatch):
     images = torch.rand(4, 3, 8, 8)
     factors = torch.ones_like(images)
     factors[0], factors[1:, :, :4] = torch.nan, torch.nan
-    monkeypatch.setattr(masking, "_losses", lambda *_: (lambda x: (x * factors).sum(dim=(1, 2, 3))[None], images))
+    monkeypatch.setattr(measurements, "_losses", lambda *_: (lambda x: (x * factors).sum(dim=(1, 2, 3))[None], images))
     found = masking.zero_gradients(Store(tmp_path), [tiny], 4)
     assert found["images without a gradient"][0] == 0.25
     assert found["values without, in the others"][0] == 0.5

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 
 import pytest
 import yaml
@@ -47,6 +48,22 @@ def test_what_is_no_python_in_the_package_is_installed_with_it():
     assert [path for path in data if not any(path.match(pattern) for pattern in settings["package-data"]["*"])] == []
 
 
+def test_no_files_import_each_other():
+    """Not in a circle either: `prepare` raises with the first one. An import counts wherever it stands in a file."""
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "mtrlib").rglob("*.py")}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    imported = {name: set() for name in files}
+    for name, path in files.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in files:
+                names = {f"{node.module}.{each.name}" for each in node.names}
+                imported[name] |= {each if each in files else node.module for each in names}
+            elif isinstance(node, ast.Import):
+                imported[name] |= {each.name for each in node.names} & set(files)
+    assert "mtrlib.dataset" in imported["mtrlib.data"]
+    TopologicalSorter(imported).prepare()
+
+
 def test_torch_and_torchvision_are_a_pair():
     """torchvision 0.(n + 14) goes with torch 2.n."""
     torch, vision = (int(re.match(r"\d+\.(\d+)", pins()[name])[1]) for name in ("torch", "torchvision"))
@@ -59,6 +76,15 @@ def test_the_two_commands_of_the_readme_are_what_ci_runs():
         assert f"make {command}" in readme
         assert f"\n{command}:" in make
     assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_description_of_the_package_refers_to_no_file_of_the_repository():
+    """README has images and links that are right in the repository alone; elsewhere they break."""
+    text = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["readme"]["text"]
+    assert re.findall(r"\]\((?!https://)", text) == []
+    linked = re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / "README.md").read_text())
+    assert linked
+    assert [place for place in linked if not (ROOT / place).exists()] == []
 
 
 # Loads nothing of PyTorch: shows OpenMP's variable at the first import of it and stops there.

@@ -11,10 +11,12 @@ from collections import defaultdict
 
 import pandas as pd
 
-from mtrlib import machine
+from mtrlib import machine, studies
 from mtrlib.batch.tier import Needs, evaluations, unattacked, untrained
+from mtrlib.claims import OPEN
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.store import Store
+from mtrlib.studies import Cell
 from mtrlib.tasks import Task
 
 # Operations at 64 x 64 pixels of each encoder, of a decoder that goes with it, and of each channel that this gives. At
@@ -82,6 +84,34 @@ def summary(needs: Needs, table: pd.DataFrame) -> str:
         hours = table.seconds.sum() / 3600
         lines.append(f"About {hours:.2g} hours of jobs one after another, at the rate of the store's on {device}.")
     return "\n".join(lines)
+
+
+def closing(findings: pd.DataFrame, cells: list[Cell], store: Store) -> pd.DataFrame:
+    """What would close the open claims, by the power of their findings (`claims`), one row each.
+
+    Parameters
+    ----------
+    findings : as `claims.findings` gives them for the study.
+    cells, store : of the study, and where its models are, or the records of those that were released.
+
+    Returns
+    -------
+    number, findings (open ones that decide), needs (of the one that needs most), PFLOP (that it takes beside what there
+    is) and hours, at the rate at which the models of the study were trained, one after another. NaN where no number of
+    seeds and images would do.
+    """
+    specs, done = studies.models(cells), studies.evaluations(cells)
+    records = [store.record(spec) for spec in specs]
+    trained = sum(3.0 * operations(s) * r["images"] * s.epochs for s, r in zip(specs, records, strict=True))
+    attacked = sum(float(operations(e.model) * e.attack.images * _passes(e.attack)) for e in done)
+    rate = trained / sum(record["seconds"] for record in records)
+    table = findings[(findings.verdict == OPEN) & findings.decides][["number", "needs"]]
+    size = table.needs.str.extract(r"^(\d+) seeds(?:, (\d+) times the images)?$").astype(float)
+    seeds, times = size[0] / len({e.model.seed for e in done}), size[1].where(size[1].notna() | size[0].isna(), 1.0)
+    more = (seeds * (trained + attacked * times) - trained - attacked).clip(lower=0)
+    table = table.assign(PFLOP=more / 1e15, hours=more / rate / 3600)
+    table.insert(1, "findings", table.groupby("number").needs.transform("size"))
+    return table.sort_values("PFLOP").drop_duplicates("number", keep="last").sort_values("number", ignore_index=True)
 
 
 def operations(spec: ModelSpec, definitions: dict[str, Task] | None = None) -> int:

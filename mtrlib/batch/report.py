@@ -14,6 +14,7 @@ from nbconvert import HTMLExporter
 from mtrlib import sealed
 from mtrlib.claims import published
 from mtrlib.claims.judging import NEVER, numbers, released, verdict
+from mtrlib.metrics import tables
 
 # What a verdict looks like: a sign beside the colour, for those who cannot tell colours apart.
 SIGNS = {"agrees": "✓", "disagrees": "✗", "open": "?", "not measured here": "–"}
@@ -47,6 +48,7 @@ def write(folder: Path) -> Path:
             "name": rq.upper(),
             "claims": _claims(path),
             "figures": {i.name: CAPTIONS.get(i.stem, i.stem) for i in sorted(folder.glob(f"{rq}_*.png"))},
+            "closing": _closing(folder / f"{rq}_closing.csv"),
             "notebook": next((html for name, html in notebooks.items() if name.startswith(rq)), None),
         }
         for rq, path in verdicts.items()
@@ -108,6 +110,12 @@ def _claims(path: Path) -> list[dict]:
     findings = [[part.strip() for part in text.split("; ") if part.strip()] for text in rows.measured]
     where = published.claims().loc[rows.number, "where"].tolist()
     return rows.assign(findings=findings, where=where).to_dict("records")
+
+
+def _closing(path: Path) -> list[dict]:
+    """What would close the open findings of a question, where its notebook wrote that."""
+    table = pd.read_csv(path, dtype={"number": str}).fillna("") if path.exists() else pd.DataFrame()
+    return table.map(tables.digits).to_dict("records")
 
 
 def _texts(path: Path) -> pd.DataFrame:

@@ -6,6 +6,9 @@ surely so and those that are not surely not so: the tasks of the paper are all t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib.resources import files
 from itertools import product
@@ -28,6 +31,19 @@ COLUMNS = ["number", "where", "estimate", "low", "high", "asked", "decides", "ve
 NEVER = "never at a sensible size"
 SEEDS, IMAGES = (2, 3, 5, 8, 12, 20, 30, 50), (1, 2, 4, 8, 16)  # sizes to hope for: trainings, times the images
 _POWER = float(ndtri(0.8))
+_LEVEL = ContextVar("level", default=0.05)  # of the tests of one claim together
+
+
+@contextmanager
+def at_level(level: float) -> Iterator[None]:
+    """Findings made inside are tested at this level."""
+    if not 0 < level < 1:
+        raise ValueError(f"Parameter level should lie between 0 and 1. Found level = {level}.")
+    before = _LEVEL.set(level)
+    try:
+        yield
+    finally:
+        _LEVEL.reset(before)
 
 
 @cache
@@ -69,7 +85,7 @@ def shares(name: str, groups: dict[str, pd.DataFrame], *, decides: bool = True) 
         return []
     direction = -1 if rule.cells == "lower" else 1
     threshold = direction * np.log1p(float(rule.margin))
-    judged = estimates.holm(pd.concat(counted), threshold)
+    judged = estimates.holm(pd.concat(counted), threshold, _LEVEL.get())
     findings = []
     for where, rows in judged.groupby(level=0, sort=False):
         sides = direction * rows.side.to_numpy()
@@ -97,7 +113,7 @@ def values(name: str, tables: dict[str, pd.DataFrame], *, decides: bool = True) 
     scale = np.log if rule.unit == "times" else float
     back = np.exp if rule.unit == "times" else float
     threshold = float(scale(float(rule.threshold)))
-    judged, findings = estimates.holm(pd.concat(tables), threshold), []
+    judged, findings = estimates.holm(pd.concat(tables), threshold, _LEVEL.get()), []
     for where, row in zip(tables, judged.itertuples(), strict=True):
         told = decide(row.low, row.high, rule.side, threshold) if row.side else OPEN
         told = told if row.error > 0 or np.isnan(row.value) else decide(row.value, row.value, rule.side, threshold)
@@ -114,24 +130,25 @@ def correlation(
     """A finding on the rank correlation within main tasks, pooled over them, by permutation within main tasks.
 
     proxy, target : as `correlation.within` takes them. The interval is the correlation less the
-    quantiles of what chance gives. One seed gives no verdict: its noise is in both.
+    quantiles of what chance gives. One seed gives no verdict: its noise is in both. Of printed numbers (no
+    seeds) the value is taken as it is.
     """
     rule, (value, chance) = rules().loc[name], within(proxy, target)
     if np.isnan(value):
         return []
-    ends = value - np.quantile(chance, [0.975, 0.025])
-    low, high = ends if seeds > 1 else (-1.0, 1.0)
-    low, high = max(low, -1.0), min(high, 1.0)
-    told = decide(low, high, rule.side, float(rule.threshold)) if seeds > 1 else OPEN
+    far, near = np.quantile(chance, [1 - _LEVEL.get() / 2, _LEVEL.get() / 2])
+    low, high = {0: (value, value), 1: (-1.0, 1.0)}.get(seeds, (max(value - far, -1.0), min(value - near, 1.0)))
+    told = decide(low, high, rule.side, float(rule.threshold)) if seeds != 1 else OPEN
     mains = target.index.get_level_values("main").nunique()
-    enough = mains * (np.quantile(chance, 0.975) / max(abs(value), 1e-9))  # the spread of chance falls with the cells
+    enough = mains * (far / max(abs(value), 1e-9))  # the spread of chance falls with the cells
     needs = "3 seeds" if seeds == 1 else f"{int(np.ceil(enough))} tasks" if enough <= 11 else NEVER
     return [_finding(rule, f"{where}: {rule['what']}", value, low, high, decides, told, needs if told == OPEN else "")]
 
 
 def frame(findings: list[dict]) -> pd.DataFrame:
-    """Findings as a table with the columns of `COLUMNS`."""
-    return pd.DataFrame(findings, columns=COLUMNS)
+    """Findings as a table with the columns of `COLUMNS`, claim by claim."""
+    table = pd.DataFrame(findings, columns=COLUMNS).astype({"decides": bool})
+    return table.sort_values("number", kind="stable", ignore_index=True)
 
 
 def verdict(findings: pd.DataFrame) -> str:
@@ -144,15 +161,15 @@ def verdict(findings: pd.DataFrame) -> str:
 
 def sentences(findings: pd.DataFrame, *numbers: str) -> str:
     """The findings of some claims in words, a line each under the claim and its verdict; those that decide first."""
-    lines = []
+    told = []
     for number in numbers:
         rows = findings[findings.number == number]
-        lines.append(f"Claim {number}: {verdict(rows)}")
-        lines += [f"  {line}" for line in _lines(rows)]
-    return "\n".join(lines)
+        told += [f"Claim {number}: {verdict(rows)}", *(f"  {line}" for line in lines(rows))]
+    return "\n".join(told)
 
 
-def _lines(rows: pd.DataFrame) -> list[str]:
+def lines(rows: pd.DataFrame) -> list[str]:
+    """Findings in words, those that decide first."""
     rows = rows.sort_values("decides", ascending=False, kind="stable")
     return [f"{row.where}: {sentence(row)}" for row in rows.itertuples()]
 
@@ -167,7 +184,10 @@ def sentence(row) -> str:
 def numbers(row) -> str:
     """The number of a finding and its interval, as text."""
     if "%" in row.asked or row.asked in ("all", "none", "at least one"):
-        return f"{row.estimate:.0%}, surely {row.low:.0%} to {row.high:.0%}"
+        sure = "" if row.low == row.high == row.estimate else f", surely {row.low:.0%} to {row.high:.0%}"
+        return f"{row.estimate:.0%}{sure}"
+    if row.low == row.high:
+        return tables.number(row.estimate)
     if not (np.isfinite(row.low) and np.isfinite(row.high)):
         return f"{tables.number(row.estimate)}, of one training"
     return f"{tables.number(row.estimate)} {tables.interval(row.low, row.high)}"
@@ -183,9 +203,10 @@ def answer(findings: pd.DataFrame, rq: str) -> str:
     """The answer to a research question in a line a verdict: its claims, by what findings say of them."""
     told = {number: verdict(findings[findings.number == number]) for number in published.claims(rq).index}
     lines = []
-    for word, verdict_ in (("As the paper says", AGREES), ("Against the paper", DISAGREES), ("Open", OPEN)):
+    words = {"As the paper says": AGREES, "Against the paper": DISAGREES, "Open": OPEN, "Not measured": NOT_MEASURED}
+    for word, verdict_ in words.items():
         named = [f"{n}, {published.claims(rq).claim[n]}" for n, each in told.items() if each == verdict_]
-        lines.append(f"{word}: {'; '.join(named) or 'nothing'}.")
+        lines += [f"{word}: {'; '.join(named) or 'nothing'}."] if named or verdict_ != NOT_MEASURED else []
     return "\n".join(lines)
 
 
@@ -198,7 +219,7 @@ def summary(findings: pd.DataFrame, rq: str) -> pd.DataFrame:
             "number": number,
             "claim": claim.claim,
             "printed tables": claim.printed_evidence,
-            "measured": "; ".join(_lines(findings[findings.number == number])),
+            "measured": "; ".join(lines(findings[findings.number == number])),
             "verdict": verdict(findings[findings.number == number]),
         }
         for number, claim in claims.iterrows()
@@ -230,7 +251,7 @@ def _left_out(left: pd.DataFrame, rows: pd.DataFrame) -> str:
 def _needs(settled, rows: pd.DataFrame, threshold: float, family: int) -> str:
     """The smallest study that would close an open finding: after which `settled` is true of the rows that are decided
     then in 4 of 5 cases, if what is seen is true. Of one training nobody knows: three first."""
-    reach = ((rows.value - threshold).abs() / (_POWER - ndtri(0.025 / family))).to_numpy() ** 2
+    reach = ((rows.value - threshold).abs() / (_POWER - ndtri(_LEVEL.get() / 2 / family))).to_numpy() ** 2
     noise, had, unknown = rows.training.to_numpy(), rows.seeds.to_numpy(), np.isinf(rows.error).to_numpy()
     for seeds, times in sorted(product(SEEDS, IMAGES), key=lambda size: (size[0] * size[1], size[0])):
         left = noise * had / seeds + rows.images.to_numpy() / times

@@ -5,17 +5,14 @@ Nothing here is trained or attacked; the tables are those of `published.vulnerab
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 
-from mtrlib.claims import published
+from mtrlib.claims import judging, published, questions
+from mtrlib.claims.judging import AGREES, DISAGREES, NOT_MEASURED, OPEN
+from mtrlib.metrics import estimates
 
-FOLLOWS, DOES_NOT, FIGURES, THEORY = "follows", "does not follow", "figures only", "theory, no table"
-STATED = "stated only"  # the number of the claim is printed, what it was computed from is not
-MUCH, WITHIN, RELIABLE = 1.5, 0.2, 0.95  # how the words of claims 3.2, 3.3 and 1.2 are read
-_IN_FIGURES = ("1.1", "1.4", "1.6", "2.1", "2.3")
+FOLLOWS, DOES_NOT, NO_TABLE = "follows", "does not follow", "no printed table"
 
 
 def equal_cells(table: str = "4", other: str = "6") -> pd.DataFrame:
@@ -94,115 +91,52 @@ def sentences() -> dict[str, str]:
 
 
 def follows() -> pd.DataFrame:
-    """For every claim, whether it follows from the printed tables, computed from them: number, claim, verdict (one of
-    `FOLLOWS`, `DOES_NOT`, `FIGURES`, `STATED`, `THEORY`) and what was computed."""
+    """For every claim, whether it follows from the printed tables, by the rules that judge our own: number, claim,
+    verdict (`FOLLOWS`, `DOES_NOT`, `OPEN`, or `NO_TABLE` where nothing is printed that the rules could be asked of) and
+    what was computed, the findings that decide it."""
+    tables = findings()
+    words = {AGREES: FOLLOWS, DISAGREES: DOES_NOT, OPEN: OPEN, NOT_MEASURED: NO_TABLE}
     rows = []
     for number, claim in published.claims().claim.items():
-        if number in _IN_FIGURES:
-            verdict, computed = FIGURES, ""
-        elif number == "4.1":
-            verdict, computed = STATED, _early()
-        elif number in _COMPUTED:
-            holds, computed = _COMPUTED[number]()
-            verdict = FOLLOWS if holds else DOES_NOT
-        else:
-            verdict, computed = THEORY, ""
-        rows.append({"number": number, "claim": claim, "verdict": verdict, "computed": computed})
+        own = tables[(tables.number == number) & tables.decides]
+        verdict = judging.verdict(own)
+        computed = "; ".join(judging.lines(own[own.verdict == verdict]))
+        rows.append({"number": number, "claim": claim, "verdict": words[verdict], "computed": computed})
     return pd.DataFrame(rows)
 
 
-def _less(table: str, attacked: str = "single") -> pd.DataFrame:
-    """True where a two-task cell of a printed table is below the single-task model of its row, which is printed with
-    the attacks on one task."""
-    alone = published.vulnerability(table, "as_published" if " " in table else "single")
-    matrix = alone if " " in table else published.vulnerability(table, attacked)
-    less = matrix.lt(np.diag(alone), axis=0)
-    return less & ~np.eye(len(less), dtype=bool)
-
-
-def _not_reliable() -> tuple[bool, str]:
-    counts = {attacked: int(_less("1A", attacked).to_numpy().sum()) for attacked in ("single", "joint")}
-    told = ", ".join(f"{count} of 20 cells less vulnerable ({attacked})" for attacked, count in counts.items())
-    return max(counts.values()) / 20 < RELIABLE, told
-
-
-def _never_helps() -> tuple[bool, str]:
-    helpers = _less("1A").sum(axis=1)
-    return not helpers.any(), "auxiliary tasks that lower it: " + ", ".join(f"{m} {n}" for m, n in helpers.items())
-
-
-def _large_encoders() -> tuple[bool, str]:
-    counts = {
-        name: 20 - int(_less(table).to_numpy().sum()) for table, name in (("3", "ResNet-50"), ("6", "ResNet-152"))
-    }
-    told = ", ".join(f"{name} {count} of 20" for name, count in counts.items())
-    share = sum(counts.values()) / 40
-    return round(share, 1) >= 0.8, f"more vulnerable: {told}, {share:.1%} together"
-
-
-def _weights_lower() -> tuple[bool, str]:
-    lower = sum(
-        int((published.vulnerability("1B", way) < published.vulnerability("1A", way)).to_numpy().sum())
-        for way in ("single", "joint")
+def findings() -> pd.DataFrame:
+    """The findings of the printed tables. Each number is the mean of ratios (adversarial - clean) / clean, so its log
+    ratio is taken as log(1 + number); it has no interval. Table 2 does not say what was attacked: it stands for single
+    and joint attacks alike."""
+    encoders = {("encoders", name): table for name, table in published.ENCODERS.items()}
+    auxiliaries = _cells({("table", "linf"): "1A", **encoders})
+    weighted = {"uniform": "A", "published": "B"}
+    weights = _cells(
+        {(panel, "pgd"): f"1{part}" for panel, part in weighted.items()}
+        | {(panel, attack): f"2{part} {attack}" for panel, part in weighted.items() for attack in ("apgd", "wgd")}
     )
-    return lower == 40, f"lower in {lower} of 40 cells"
+    small, large = (np.log1p(_column(published.vulnerability(table))) for table in ("2", "3"))
+    clean = _column(published.vulnerability("3", "none"))
+    rows = [*questions.of_auxiliaries(auxiliaries, auxiliaries.value.notna())]
+    rows += questions.of_weights(weights, weights.value.notna())
+    about = ", resnet18 for resnet50"
+    rows += questions.of_proxies({"cheaper encoder": small, "clean error": clean}, large, 0, about)
+    return judging.frame(rows)
 
 
-def _stronger() -> tuple[bool, str]:
-    ways = [(attack, attacked) for attack in ("apgd", "wgd") for attacked in ("single", "joint")]
-    ratios = {way: published.ratio(f"2A {way[0]}", "1A", way[1]).ratio for way in ways}
-    told = ", ".join(f"{attack} {ratio:.2f} times PGD's {attacked}" for (attack, attacked), ratio in ratios.items())
-    return min(ratios.values()) >= MUCH, told
+def _cells(tables: dict[tuple[str, str], str]) -> pd.DataFrame:
+    """Log ratios of printed tables, by panel and setting, as `estimates` gives ours, but of one column."""
+    parts = {}
+    for where, table in tables.items():
+        for attacked in ("single", "joint"):
+            matrix = published.vulnerability(table, "as_published" if " " in table else attacked)
+            alone = np.eye(len(matrix), dtype=bool)
+            parts[*where, attacked] = np.log1p(matrix.where(~alone) if attacked == "joint" else matrix).stack().dropna()
+    return pd.concat(parts).rename_axis(estimates.CELL).to_frame("value")
 
 
-def _as_vulnerable() -> tuple[bool, str]:
-    ratios = {attack: published.ratio(f"2B {attack}", f"2A {attack}").ratio for attack in ("apgd", "wgd")}
-    told = "weighted over uniform: " + ", ".join(f"{attack} {ratio:.2f}" for attack, ratio in ratios.items())
-    return all(1 / (1 + WITHIN) < ratio < 1 + WITHIN for ratio in ratios.values()), told
-
-
-def _some_helps() -> tuple[bool, str]:
-    without = []
-    for table in ("2A apgd", "2B apgd", "2A wgd", "2B wgd"):
-        none = [main for main, helped in _less(table).any(axis=1).items() if not helped]
-        without += [f"{table}: {', '.join(none)}"] if none else []
-    return not without, "no auxiliary task helps in " + "; ".join(without) if without else "one helps everywhere"
-
-
-def _early() -> str:
-    row = published.read("selection_table3").set_index("proxy").loc["50 epochs"]
-    return f"printed as r = {row.pearson}, p = {row.p_value:.3f}"
-
-
-def _pearson(one: pd.DataFrame, two: pd.DataFrame) -> float:
-    return float(np.corrcoef(one.to_numpy().ravel(), two.to_numpy().ravel())[0, 1])
-
-
-def _surrogate() -> tuple[bool, str]:
-    found = {
-        way: _pearson(published.vulnerability("2", way), published.vulnerability("3", way))
-        for way in ("joint", "single")
-    }
-    told = "supplement Tables 2 and 3, pooled: " + ", ".join(f"r = {r:.2f} ({way})" for way, r in found.items())
-    return max(found.values()) >= 0.935, told
-
-
-def _clean_predicts() -> tuple[bool, str]:
-    clean, vulnerability = published.vulnerability("2", "none"), published.vulnerability("2")
-    pooled = _pearson(clean, vulnerability)
-    within = [_pearson(clean.loc[[main]], vulnerability.loc[[main]]) for main in clean.index]
-    told = f"clean error and vulnerability: r = {pooled:.2f}; within main tasks {min(within):.2f} to {max(within):.2f}"
-    return pooled > 0 and min(within) > 0, f"supplement Table 2, {told}"
-
-
-_COMPUTED: dict[str, Callable[[], tuple[bool, str]]] = {
-    "1.2": _not_reliable,
-    "1.3": _never_helps,
-    "1.5": _large_encoders,
-    "3.1": _weights_lower,
-    "3.2": _stronger,
-    "3.3": _as_vulnerable,
-    "3.4": _some_helps,
-    "4.2": _surrogate,
-    "4.3": _clean_predicts,
-}
+def _column(matrix: pd.DataFrame) -> pd.DataFrame:
+    """A printed table as `correlation.within` takes it."""
+    frame = matrix.stack().dropna().rename_axis(["main", "auxiliary"]).to_frame()
+    return frame.set_axis(pd.MultiIndex.from_tuples([("printed", 0)]), axis=1)

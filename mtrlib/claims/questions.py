@@ -7,23 +7,22 @@ the log ratio of an image, log(adversarial / clean error).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import permutations
 
 import numpy as np
 import pandas as pd
 
 from mtrlib.claims import judging
 from mtrlib.claims.judging import shares, values
+from mtrlib.claims.task_sets import rq2
 from mtrlib.metrics import estimates
-from mtrlib.tasks import canonical
+from mtrlib.metrics.estimates import by, part
 
 PAPERS = ("resnet18", "resnet50", "xception_small", "wide_resnet50_2", "resnet152")  # the supplement's Tables 2 to 6
 LARGE = ("resnet50", "resnet152")  # the encoders of claim 1.5
 ADAPTIVE = (("apgd", "single"), ("apgd", "joint"), ("wgd", "joint"))  # WGD on one task is PGD
-SETS = ("panel", "setting", "attacked_tasks")
 
 
-def findings(notebook: str, errors: pd.DataFrame, **more: pd.DataFrame) -> pd.DataFrame:
+def findings(notebook: str, errors: pd.DataFrame, level: float = 0.05, **more: pd.DataFrame) -> pd.DataFrame:
     """The findings of a notebook's claims, from the errors table of its study alone.
 
     Parameters
@@ -31,7 +30,9 @@ def findings(notebook: str, errors: pd.DataFrame, **more: pd.DataFrame) -> pd.Da
     notebook : "rq1" to "rq4", or the notebook's whole name.
     errors : as `studies.run` gives it. Claims whose panels it lacks are left out. A column constant_error, the error of
         the best constant predictor, says which cells were learned; without it all were.
-    more : of RQ2, `bounds`: what `rq2.bounds` gives, for Theorem 4, whose bound no errors table has.
+    level : of the tests of one claim together: how often a false verdict is allowed.
+    more : of RQ2, `bounds` and `alike`: what `predictions` gives for Theorems 4 and 2, of gradients, which no errors
+        table has.
 
     Returns
     -------
@@ -41,7 +42,8 @@ def findings(notebook: str, errors: pd.DataFrame, **more: pd.DataFrame) -> pd.Da
     name = notebook.split("_")[0]
     if name not in QUESTIONS:
         raise ValueError(f"Parameter notebook should be one of {', '.join(QUESTIONS)}. Found notebook = {notebook!r}.")
-    return judging.frame(list(QUESTIONS[name](errors, **more)))
+    with judging.at_level(level):
+        return judging.frame(list(QUESTIONS[name](errors, **more)))
 
 
 def cells(errors: pd.DataFrame, panels: list[str] | None = None) -> tuple[pd.DataFrame, pd.Series]:
@@ -58,23 +60,13 @@ def against(frame: pd.DataFrame, known: pd.Series, same_models: bool = False, **
     return table.reindex(rows.index).assign(learned=both)
 
 
-def part(frame: pd.DataFrame, /, **levels) -> pd.DataFrame:
-    """The rows of a frame whose index has these values."""
-    keep = np.ones(len(frame), bool)
-    for level, value in levels.items():
-        keep &= frame.index.get_level_values(level).isin(value if isinstance(value, list) else [value])
-    return frame[keep]
-
-
-def by(table: pd.DataFrame, *levels: str, name: Callable[..., str] = lambda *of: ", ".join(map(str, of))) -> dict:
-    """The rows of each value of some levels, under what they are called."""
-    if table.empty:
-        return {}
-    return {name(*of): rows for of, rows in table.groupby(level=list(levels), sort=False)}
-
-
 def rq1(errors: pd.DataFrame) -> Iterator[dict]:
-    frame, known = cells(errors)
+    yield from of_auxiliaries(*cells(errors))
+    yield from _growth(errors[errors.panel == "eps"])
+
+
+def of_auxiliaries(frame: pd.DataFrame, known: pd.Series) -> Iterator[dict]:
+    """The findings of RQ1 from log ratios alone, such as printed ones."""
     table = against(frame, known, auxiliary="")
     main = by(part(table, panel="table"), "setting", "attacked")
     norms = part(table, panel="norm")
@@ -87,7 +79,6 @@ def rq1(errors: pd.DataFrame) -> Iterator[dict]:
     budgets = part(table, panel="eps")
     above = budgets[[setting > 4 for setting in budgets.index.get_level_values("setting")]]
     yield from shares("1.4", by(above, "setting", "attacked", name=lambda n, how: f"eps {n:g}/255, {how}"))
-    yield from _growth(errors[errors.panel == "eps"])
     large = part(table, panel="encoders", attacked="single")
     decisive = large[[stands_for(name) in LARGE for name in large.index.get_level_values("setting")]]
     yield from shares("1.5", by(decisive, "setting", name=encoder))
@@ -95,36 +86,17 @@ def rq1(errors: pd.DataFrame) -> Iterator[dict]:
     yield from _steps(part(frame, panel="steps"), known)
 
 
-def rq2(errors: pd.DataFrame, bounds: pd.DataFrame | None = None) -> Iterator[dict]:
-    for panel in ("linf", "l2"):
-        sets = vulnerabilities(errors, panel)
-        if sets is None:
-            continue
-        steps, firsts = marginals(sets)
-        rises = estimates.compared(np.log(steps[1]), np.log(steps[0]), same_models=True)
-        yield from shares("2.1 rising", {f"{panel}, summed": rises})
-        yield from _orders(panel, rises)
-        if panel == "linf":
-            yield from _theory(steps, firsts, sets)
-    if bounds is not None and len(bounds):
-        yield from shares("2.2 bound", by(bounds, "panel"))
-    chains = vulnerabilities(errors, "chains")
-    if chains is not None:
-        (before, after), _ = marginals(chains)
-        number = after.index.get_level_values("before").str.len().to_numpy()
-        added = np.where(after.index.get_level_values("added").isin(list("sE")), "s or E", "another task")
-        plain = estimates.compared(np.log(after), np.log(before))
-        mean = plain.assign(value=plain.value + np.log(number / (number + 1)))
-        falls = {f"1/N, adding {what}": mean[added == what] for what in ("another task", "s or E")}
-        yield from shares("2.3 falls", {where: rows for where, rows in falls.items() if "another" in where})
-        yield from shares("2.3 does not", {where: rows for where, rows in falls.items() if "another" not in where})
-        yield from shares("2.3 does not", {"summed": plain})
-
-
 def rq3(errors: pd.DataFrame) -> Iterator[dict]:
     own = errors[~errors.panel.astype(str).str.startswith(("masking", "dense"))]
     frame, known = cells(own)
-    pairs = frame[frame.index.get_level_values("main") != frame.index.get_level_values("auxiliary")]
+    yield from of_weights(frame, known)
+    clean = _pairs(np.log(estimates.estimates(own[(own.setting == "pgd") & (own.attacked == "single")], "clean_error")))
+    yield from shares("3.5", by(part(against(clean, known, panel="uniform"), panel="published"), "panel"))
+
+
+def of_weights(frame: pd.DataFrame, known: pd.Series) -> Iterator[dict]:
+    """The findings of RQ3 from log ratios alone, such as printed ones."""
+    pairs = _pairs(frame)
     table = against(pairs, known, panel="uniform")
     weighted = part(table, panel="published")
     yield from shares("3.1", by(part(weighted, setting="pgd"), "attacked"))
@@ -139,9 +111,6 @@ def rq3(errors: pd.DataFrame) -> Iterator[dict]:
     alone = against(frame, known, auxiliary="")
     best = [part(alone, panel=["uniform", "published"], setting=name, attacked=how) for name, how in ADAPTIVE]
     yield from shares("3.4", by(pd.concat(best), "panel", "setting", "attacked", "main"))
-    clean = np.log(estimates.estimates(own[(own.setting == "pgd") & (own.attacked == "single")], "clean_error"))
-    clean = clean[clean.index.get_level_values("main") != clean.index.get_level_values("auxiliary")]
-    yield from shares("3.5", by(part(against(clean, known, panel="uniform"), panel="published"), "panel"))
     yield from shares("3.6", by(part(alone, panel="published", setting="pgd", main="s"), "attacked"))
 
 
@@ -158,15 +127,19 @@ def rq4(errors: pd.DataFrame) -> Iterator[dict]:
         frame = estimates.estimates(single[single.panel == panel], quantity, ["half", *cell])
         return frame.filter(like="seed ").unstack("half").reindex(known)
 
-    truth = apart("target")
     frames = {name: apart(panel) for name, panel in PROXIES.items() if (single.panel == panel).any()}
     frames["clean error"] = apart("target", "clean_error")
-    named = {"early stopping": ("4.1", ""), "cheaper encoder": ("4.2", _standing(single)), "clean error": ("4.3", "")}
-    for name, (rule, about) in named.items():
+    yield from of_proxies(frames, apart("target"), target.seed.nunique(), _standing(single))
+
+
+def of_proxies(frames: dict[str, pd.DataFrame], truth: pd.DataFrame, seeds: int, standing: str = "") -> Iterator[dict]:
+    """The findings of RQ4 from proxies and the target as `correlation.within` takes them; printed ones have 0 seeds."""
+    for name, rule in {"early stopping": "4.1", "cheaper encoder": "4.2", "clean error": "4.3"}.items():
         if name in frames:
-            where = f"{name} as proxy of the vulnerability{about}"
-            yield from judging.correlation(rule, where, frames[name], truth, seeds=target.seed.nunique())
-    yield from values("4.4", {f"choice by {name}": _regret(proxy, truth) for name, proxy in frames.items()})
+            where = f"{name} as proxy of the vulnerability{standing if rule == '4.2' else ''}"
+            yield from judging.correlation(rule, where, frames[name], truth, seeds=seeds)
+    regrets = {f"choice by {name}": _regret(proxy, truth) for name, proxy in frames.items()}
+    yield from values("4.4", {where: table.dropna(subset="value") for where, table in regrets.items()})
 
 
 QUESTIONS: dict[str, Callable[..., Iterator[dict]]] = {"rq1": rq1, "rq2": rq2, "rq3": rq3, "rq4": rq4}
@@ -183,102 +156,8 @@ def encoder(name: str) -> str:
     return str(name) if name in PAPERS else f"{name} (a stand-in)"
 
 
-def sets(errors: pd.DataFrame) -> pd.DataFrame:
-    """Adversarial vulnerabilities (definition 1) of the attacked sets, in the unit of the losses, as `estimates` gives
-    them; indexed by panel, setting and tasks (the set, in the paper's order)."""
-    rows = errors.drop_duplicates([*SETS, "seed", "image_id"])
-    frame = estimates.estimates(rows, "absolute", SETS)
-    index = frame.index.to_frame(index=False).rename(columns={"attacked_tasks": "tasks"})
-    return frame.set_axis(pd.MultiIndex.from_frame(index.assign(tasks=index.tasks.map(canonical))))
-
-
-def vulnerabilities(errors: pd.DataFrame, panel: str) -> pd.DataFrame | None:
-    """`sets` of a panel of RQ2, at its main budget, the one with the most images; indexed by tasks. None without that
-    panel."""
-    rows = errors[errors.panel == panel]
-    if rows.empty:
-        return None
-    budget = rows.groupby("setting", sort=False).image_id.nunique().idxmax()
-    return sets(rows[rows.setting == budget]).droplevel(["panel", "setting"])
-
-
-def marginals(sets: pd.DataFrame) -> tuple[tuple[pd.DataFrame, pd.DataFrame], pd.DataFrame]:
-    """The sets before and after each step that adds a task, indexed by before and added; and those of one task."""
-    steps = [
-        (before, added, canonical(before + added))
-        for before in sets.index
-        for added in canonical("".join(set("".join(sets.index))))
-        if added not in before and canonical(before + added) in sets.index
-    ]
-    index = pd.MultiIndex.from_tuples([step[:2] for step in steps], names=["before", "added"])
-    before, after = (sets.loc[[step[k] for step in steps]].set_axis(index) for k in (0, 2))
-    return (before, after), sets[sets.index.str.len() == 1]
-
-
-def _orders(panel: str, rises: pd.DataFrame) -> Iterator[dict]:
-    """Of all orders, those of which no step lowers the vulnerability by more than the margin."""
-    rule = judging.rules().loc["2.1 monotone"]
-    falls = estimates.holm(rises, -np.log1p(float(rule.margin)))
-    point, side = (falls.value < -np.log1p(float(rule.margin))).to_dict(), falls.side.to_dict()
-    letters = canonical("".join(rises.index.get_level_values("added").unique()))
-    orders = [
-        [(canonical(order[:k]), order[k]) for k in range(1, len(order))]
-        for order in map("".join, permutations(letters))
-    ]
-    kept = [[not point[step] for step in order] for order in orders]
-    broken = [[side[step] < 0 for step in order] for order in orders]
-    sure = [[side[step] > 0 for step in order] for order in orders]
-    ends = np.mean([all(order) for order in sure]), 1 - np.mean([any(order) for order in broken])
-    told = judging.decide(*ends, rule.side, float(rule.threshold))
-    about = f"{panel}, summed: {rule['what']}"
-    needs = judging.NEVER if told == judging.OPEN else ""
-    yield judging._finding(rule, about, np.mean([all(order) for order in kept]), *ends, True, told, needs)
-
-
-def _theory(steps: tuple, single: pd.DataFrame, sets: pd.DataFrame) -> Iterator[dict]:
-    """Claims 2.2, 2.4 and 2.5 on the sets of one model."""
-    before, after = steps
-    rise = pd.DataFrame(after.to_numpy() - before.to_numpy(), after.index, after.columns)
-    added = single.loc[after.index.get_level_values("added")].to_numpy()
-    largest = np.stack([single.loc[list(tasks)].to_numpy().max(axis=0) for tasks in after.index.get_level_values(0)])
-    number = after.index.get_level_values("before").str.len().to_numpy(float)
-    columns = {name: k for k, name in enumerate(rise.columns)}
-
-    def explained(column: pd.Series, *predictors) -> float:
-        design = np.column_stack([np.ones(len(column)), *predictors])
-        rest = column - design @ np.linalg.lstsq(design, column.to_numpy(), rcond=None)[0]
-        return 1 - (rest**2).sum() / ((column - column.mean()) ** 2).sum()
-
-    def governed(column: pd.Series) -> float:
-        return explained(column, added[:, columns[column.name]], largest[:, columns[column.name]])
-
-    r2 = estimates.columnwise(rise.dropna(axis=1), governed)
-    lead = estimates.columnwise(rise.dropna(axis=1), lambda column: governed(column) - explained(column, number))
-    yield from values("2.2 governed", {"linf, summed": estimates.uncertainty(r2)})
-    yield from values("2.2 number", {"linf, summed": estimates.uncertainty(lead)})
-    if "s" in single.index:
-        first = estimates.columnwise(rise.dropna(axis=1), lambda column: _first(column, single[column.name]))
-        yield from values("2.4", {"linf, losses as they are": estimates.uncertainty(first)})
-    if len(single) > 2:
-        size = sets.index.str.len().to_numpy()
-
-        def slope(column: pd.Series) -> float:
-            means = np.log((column / size).groupby(size).mean())
-            return np.polyfit(np.log2(means.index.to_numpy(float)), means.to_numpy(), 1)[0]
-
-        slopes = estimates.columnwise(sets.dropna(axis=1), slope)
-        yield from values("2.5", {"linf, 1/N": estimates.uncertainty(slopes)})
-
-
-def _first(rise: pd.Series, single: pd.Series) -> float:
-    """Share of all orders in which the step that adds s raises the vulnerability most."""
-    letters, rises = canonical("".join(single.index)), rise.to_dict()
-    wins = []
-    for order in map("".join, permutations(letters)):
-        steps = {order[0]: single[order[0]]}
-        steps |= {order[k]: rises[canonical(order[:k]), order[k]] for k in range(1, len(order))}
-        wins.append(max(steps, key=steps.get) == "s")
-    return float(np.mean(wins))
+def _pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame.index.get_level_values("main") != frame.index.get_level_values("auxiliary")]
 
 
 def _means(pairs, known, panel: str, level: str, baseline: str, same_models: bool) -> dict[str, pd.DataFrame]:
@@ -360,8 +239,7 @@ def _regret(proxy: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
     """The regret of the auxiliary task with the lowest proxy over that of chance: how much higher its log ratio
     is than the best one's, mean over main tasks. Each training chooses by half of the images, and is judged by the
     other trainings on the other half (of one training, by itself)."""
-    proxy, truth = (f[f.index.get_level_values("main") != f.index.get_level_values("auxiliary")].dropna(
-        axis=1, how="all").dropna() for f in (proxy, truth))  # fmt: skip
+    proxy, truth = (_pairs(frame).dropna(axis=1, how="all").dropna() for frame in (proxy, truth))
     cells, found = proxy.index.intersection(truth.index), {}
     for seed, half in proxy:
         others = [name for name in truth if name[0] != seed and name[1] != half]
@@ -371,4 +249,4 @@ def _regret(proxy: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
         found[seed, half] = (chosen - of_main.min()).mean() / (of_main.mean() - of_main.min()).mean()
     by_seed = pd.Series(found).groupby(level=0).mean()
     table = estimates.uncertainty(pd.DataFrame([{"value": by_seed.mean(), **by_seed}]))
-    return table.assign(error=table.error.where(table.seeds > 1, np.inf))
+    return table.assign(error=table.error.where(table.seeds != 1, np.inf))

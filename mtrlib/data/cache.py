@@ -1,18 +1,17 @@
 """Decoded data on disk: folders of memory-mapped arrays, each written once.
 
-The cache is the folder that the environment variable MTRLIB_CACHE names, else ~/.cache/mtrlib. An entry is a folder
-of .npy files, named by its part of the data and by a digest of what it was made from. It is written under a lock and
-a temporary name, then renamed: a reader finds all of it or nothing, and of two processes one writes while the other
-waits. `manifest.json` has the sha256 of every file; the first time that a process opens an entry it reads and compares
-them. A damaged entry is renamed and made again. Of a list of files, an entry serves every shorter list that it begins
-with, and gives any other the rows that both have. Nothing is ever removed; delete entries, or all of the cache, when
-nothing uses them.
+The cache is the folder that the environment variable MTRLIB_CACHE names, else ~/.cache/mtrlib. An entry is named by
+its part of the data and a digest of what it was made from, written under a lock, and renamed when it is whole.
+`manifest.json` has the sha256 of every file, compared the first time that a process opens an entry; a damaged one is
+renamed and made again. Of a list of files, an entry serves every shorter list that it begins with, and gives any other
+the rows that both have. Nothing is ever removed; delete entries, or all of the cache, when nothing uses them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -37,7 +36,7 @@ def entry(
     fill: Callable[..., dict[int, str]],
     of_rows: Sequence[str] = (),
 ) -> Path:
-    """Folder of a finished entry, made now where there is none.
+    """Folder of a finished entry, made now where there is none; OSError of one line where the disk does not take it.
 
     Parameters
     ----------
@@ -48,10 +47,6 @@ def entry(
         With `of_rows` its second argument lists the rows that it should write: the others are there already.
     of_rows : what each row depends on beside `made_from`. Where given, the entry may have more rows than the layout
         says, those of a longer list that begins with this one: take the first.
-
-    Raises
-    ------
-    OSError : of one line, where the disk has no room or cannot be written to.
     """
     root = Path(machine.expanded(os.environ.get("MTRLIB_CACHE") or "~/.cache/mtrlib")).absolute()
     family, rows = f"{name}-{_digest([_FORMAT, *made_from])}", [_digest([row]) for row in of_rows]
@@ -62,9 +57,11 @@ def entry(
     for folder, theirs in others.items():
         if theirs[: len(rows)] == rows and _sound(folder):
             return folder
-    shared = {folder: len({*rows} & {*theirs}) for folder, theirs in others.items()}
-    most = sorted(filter(shared.get, shared), key=shared.get, reverse=True)
-    other = next(filter(_sound, most), None)
+    nearest = max(others, key=lambda folder: len({*rows} & {*others[folder]}), default=None)
+    places = {row: place for place, row in enumerate(others.get(nearest, []))}
+    old = {number: places[row] for number, row in enumerate(rows) if row in places}  # number of a row -> place there
+    if old and not _sound(nearest):
+        old = {}
 
     def make() -> bool:
         partial = finished.with_name(f"{finished.name}.partial")
@@ -72,13 +69,11 @@ def entry(
         try:
             partial.mkdir()
             arrays = _empty(partial, layout)
-            kept, said = read(other) if other else ({}, {})
-            place = {row: number for number, row in enumerate(others.get(other, []))}
-            old = {number: place[row] for number, row in enumerate(rows) if row in place}
-            for name, values in kept.items():
-                for number in old:
-                    arrays[name][number] = values[old[number]].numpy()
-            notes = {number: said[old[number]] for number in old if old[number] in said}
+            old_arrays, old_notes = read(nearest) if old else ({}, {})
+            for array, values in old_arrays.items():
+                for number, place in old.items():
+                    arrays[array][number] = values[place].numpy()
+            notes = {number: old_notes[place] for number, place in old.items() if place in old_notes}
             new = [number for number in range(len(rows)) if number not in old]
             notes |= fill(arrays, new) if of_rows else fill(arrays)
             for array in arrays.values():
@@ -99,17 +94,11 @@ def entry(
 
 def read(folder: Path, number: int | None = None) -> tuple[dict[str, Tensor], dict[int, str]]:
     """Arrays of an entry that `entry` has just given, memory-mapped copy-on-write, and the notes on their rows: of the
-    first `number` rows, or of all.
-
-    Raises ValueError, naming the folder, for an entry that something has damaged since.
-    """
-    try:
-        arrays = {path.stem: np.load(path, mmap_mode="c", allow_pickle=False)[:number] for path in folder.glob("*.npy")}
-        notes = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["notes"]
-    except (OSError, ValueError, EOFError, LookupError, TypeError) as error:
-        raise ValueError(f"The cache entry {folder} cannot be read ({error}). Delete that folder.") from error
-    kept = {int(row): note for row, note in notes.items() if number is None or int(row) < number}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}, kept
+    first `number` rows, or of all."""
+    arrays = {path.stem: np.load(path, mmap_mode="c", allow_pickle=False)[:number] for path in folder.glob("*.npy")}
+    notes = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["notes"]
+    first = {int(row): note for row, note in notes.items() if number is None or int(row) < number}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}, first
 
 
 def _digest(texts: Iterable[str]) -> str:
@@ -117,12 +106,12 @@ def _digest(texts: Iterable[str]) -> str:
 
 
 def _rows_of(root: Path, family: str) -> dict[Path, list[str]]:
-    """What the rows of each entry of a family were made from, the shortest entry first."""
-    found = {}
+    """What the rows of each entry of a family were made from."""
+    rows = {}
     for folder in sorted(root.glob(f"{family}-{'[0-9a-f]' * 32}")):
         with suppress(sealed.Damaged, OSError):  # it is set aside when it is asked for itself
-            found[folder] = json.loads(sealed.read(folder / "manifest.json"))["rows"]
-    return dict(sorted(found.items(), key=lambda each: len(each[1])))
+            rows[folder] = json.loads(sealed.read(folder / "manifest.json"))["rows"]
+    return rows
 
 
 def _sound(folder: Path, make: Callable[[], bool] | None = None) -> bool:
@@ -135,14 +124,14 @@ def _sound(folder: Path, make: Callable[[], bool] | None = None) -> bool:
 
 def _compare(folder: Path) -> bool:
     """True; raises `sealed.Damaged` for an entry that is not what its manifest says. Reads it once a process."""
-    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
-    state = (folder, *((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+    stats = ((path, path.stat()) for path in sorted(folder.iterdir()))
+    state = (*((path, stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats),)
     if state in _checked:
         return True
     try:
         manifest = json.loads(sealed.read(folder / "manifest.json"))
     except sealed.Damaged as error:
-        raise sealed.Damaged(folder, error.reason) from error  # as a whole
+        raise sealed.Damaged(folder, error.reason) from error  # the whole of it
     if manifest["entry"] != folder.name:
         raise sealed.Damaged(folder, f"it is {manifest['entry']}")
     for name, written in manifest["sha256"].items():
@@ -159,7 +148,7 @@ def _sha256(path: Path) -> str:
 
 def _empty(folder: Path, layout: Layout) -> dict[str, np.memmap]:
     """Zeros whose room is taken now: on a disk that fills up later, a write to a map would end the process."""
-    needed = sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
+    needed = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(

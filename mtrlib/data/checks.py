@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mtrlib.data import decoding, loading
-from mtrlib.data.decoding import Arrays, Source
+from mtrlib.data.decoding import Source
 from mtrlib.dataset import SPLITS
 from mtrlib.tasks import Task, distinct
 
@@ -24,7 +23,7 @@ _NOTHING = {
 
 
 def check(name: str, root: str | Path, letters: str | None = None) -> pd.DataFrame:
-    """Read every file of both splits.
+    """Read every file of both splits; ValueError for a root or a description that cannot be read at all.
 
     Parameters
     ----------
@@ -41,35 +40,31 @@ def check(name: str, root: str | Path, letters: str | None = None) -> pd.DataFra
     low, high : of the targets at valid pixels; valid : share of valid pixels;
     classes : dict of the pixels of each class, by name; None where there are none;
     stops : whether a run would stop there, with the default `on_bad`; problem : the first reason, else empty.
-
-    Raises
-    ------
-    ValueError : for a root or a description that cannot be read at all.
     """
-    if name not in (named := [each for each in loading.NAMES if each != "rooms"]):
-        allowed = ", ".join(named)
+    if name == "rooms" or name not in loading.NAMES:
+        allowed = ", ".join(each for each in loading.NAMES if each != "rooms")
         raise ValueError(f"Parameter name should be one of {allowed}, a data set with files. Found name = {name!r}.")
     required = letters is not None or name == "folder"
     defined = loading.tasks(name, root)
-    chosen = "".join(defined) if letters is None else letters
+    letters = "".join(defined) if letters is None else letters
     rows = []
     for split in SPLITS:
-        sources, found = {}, {}
-        for letter in chosen:
+        sources, counts = {}, {}
+        for letter in letters:
             try:
                 sources[letter] = loading.source(name, root, letter, split, None)
             except ValueError as error:
-                found[letter] = {"stops": required, "problem": str(error)}
+                counts[letter] = {"stops": required, "problem": str(error)}
         if sources:
             first = next(iter(sources.values()))
             sizes = np.zeros((len(first.ids), 2), dtype=int)
-            found[IMAGES] = _counted(first, decoding.IMAGES, sizes, required=True)
-            found |= {letter: _counted(source, letter, sizes, required) for letter, source in sources.items()}
+            counts[IMAGES] = _counted(first, decoding.IMAGES, sizes, required=True)
+            counts |= {letter: _counted(source, letter, sizes, required) for letter, source in sources.items()}
         else:  # nothing at all: one reason will do
-            found = {IMAGES: {**next(iter(found.values())), "stops": True}}
-        for task in (each for each in (IMAGES, *chosen) if each in found):
+            counts = {IMAGES: {**next(iter(counts.values())), "stops": True}}
+        for task in (each for each in (IMAGES, *letters) if each in counts):
             named = defined[task].name if task in defined else ""
-            rows.append({"split": split, "task": task, "name": named, **_NOTHING, **found[task]})
+            rows.append({"split": split, "task": task, "name": named, **_NOTHING, **counts[task]})
     return pd.DataFrame(rows)
 
 
@@ -78,14 +73,15 @@ def class_shares(table: pd.DataFrame) -> str:
     the shares of the most frequent ones, a line each."""
     lines = []
     for row in table.dropna(subset="classes").itertuples():
-        found = sorted(((count, name) for name, count in row.classes.items() if count), key=lambda pair: -pair[0])
-        total = sum(count for count, _ in found)
+        counts = pd.Series(row.classes, dtype=np.int64)
+        counts = counts[counts > 0].sort_values(ascending=False, kind="stable")
         images = "1 image" if row.read == 1 else f"{row.read} images"
-        lines.append(f"{row.task}, {row.split}: {len(found)} of {len(row.classes)} classes occur in {images}")
-        lines += [f"    {name} {100 * count / total:.3g} %" for count, name in found[:_SHOWN]]
-        if others := [count for count, _ in found[_SHOWN:]]:
-            named = "1 other" if len(others) == 1 else f"{len(others)} others, together"
-            lines.append(f"    and {named} {100 * sum(others) / total:.3g} %")
+        lines.append(f"{row.task}, {row.split}: {len(counts)} of {len(row.classes)} classes occur in {images}")
+        shares = 100 * counts / counts.sum()
+        lines += [f"    {name} {share:.3g} %" for name, share in shares[:_SHOWN].items()]
+        if others := len(shares[_SHOWN:]):
+            named = "1 other" if others == 1 else f"{others} others, together"
+            lines.append(f"    and {named} {100 * counts[_SHOWN:].sum() / counts.sum():.3g} %")
     return "\n".join(lines)
 
 
@@ -98,37 +94,32 @@ def _counted(source: Source, name: str, sizes: np.ndarray, required: bool) -> di
     task = source.tasks.get(name)
     classes = task is not None and task.kind == "classes"
     counts = np.zeros(task.channels if classes else 0, dtype=np.int64)
-    bad, ends, read, values, valid = [], [], 0, 0, 0
-    for row, arrays in enumerate(_with_masks(source, name, sizes)):
-        if isinstance(arrays, str):
-            bad.append(arrays)
-        elif arrays is not None:
-            every = arrays["values"]
-            chosen = every[..., arrays["mask"]] if "mask" in arrays else every
-            read, values, valid = read + 1, values + every.size, valid + chosen.size
-            ends += [chosen.min(), chosen.max()] if chosen.size else []
-            if "sizes" in arrays:
-                sizes[row] = arrays["sizes"]
-            if classes:
-                counts += np.bincount(chosen.ravel(), minlength=task.channels)
+    bad, ends, read, pixels, valid = [], [], 0, 0, 0
+    owner = source.masks.get(name)
+    masks = decoding.decoded(source, owner, sizes) if owner else repeat({})
+    for row, pair in enumerate(zip(decoding.decoded(source, name, sizes), masks, strict=bool(owner))):
+        wrong = [each for each in pair if not isinstance(each, dict)]
+        if wrong:
+            bad += filter(None, wrong[:1])
+            continue
+        arrays = pair[0] | pair[1]
+        values = arrays["values"]
+        chosen = values[..., arrays["mask"]] if "mask" in arrays else values
+        read, pixels, valid = read + 1, pixels + values.size, valid + chosen.size
+        ends += [chosen.min(), chosen.max()] if chosen.size else []
+        if "sizes" in arrays:
+            sizes[row] = arrays["sizes"]
+        if classes:
+            counts += np.bincount(chosen.ravel(), minlength=task.channels)
     problems = absent + bad
     return {
         **{"files": len(source.ids) - len(absent), "missing": len(absent), "bad": len(bad), "read": read},
         **{"low": min(ends, default=np.nan), "high": max(ends, default=np.nan)},
-        "valid": valid / values if values else float(task is None),
+        "valid": valid / pixels if pixels else float(task is None),
         "classes": _named(task, counts) if classes else None,
         "stops": bool(problems),
         "problem": problems[0] if problems else "",
     }
-
-
-def _with_masks(source: Source, name: str, sizes: np.ndarray) -> Iterator[Arrays | str | None]:
-    """Each image's arrays of a part, with the mask where another has it; texts and None as `decoding.decoded`."""
-    owner = source.masks.get(name)
-    masks = decoding.decoded(source, owner, sizes) if owner else repeat({})
-    for found, mask in zip(decoding.decoded(source, name, sizes), masks, strict=bool(owner)):
-        wrong = [each for each in (found, mask) if not isinstance(each, dict)]
-        yield wrong[0] if wrong else found | mask
 
 
 def _named(task: Task, counts: np.ndarray) -> dict[str, int]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from mtrlib.data import cache, pixels
 from mtrlib.dataset import Dataset
-from mtrlib.progress import bar
+from mtrlib.machine import bar
 from mtrlib.tasks import Task
 
 Arrays = dict[str, np.ndarray]
@@ -27,54 +27,37 @@ _VERSION = "decoding 1"  # of what files are decoded to: another leaves all cach
 
 
 class File(NamedTuple):
-    """A file: what it holds, where, its size (-1: there is no such file) and time of change in ns."""
-
-    what: str
+    what: str  # it holds
     path: str
-    bytes: int
-    modified: int
+    bytes: int  # -1: there is no such file
+    modified: int  # in ns
 
 
 class Part(NamedTuple):
     """What is decoded together, and cached as one entry.
 
-    Attributes
-    ----------
-    files : by image, those that it is decoded from.
-    decode : (files of one image, its (width, height) or None where it is not known yet, size) -> arrays, of `size`
-        pixels or, for None, of all that there are: "values" of the images, (3, H, W), and of tasks, (H, W) of classes,
-        else (C, H, W); "mask", (H, W), where `masked`; "sizes" of the images, (width, height) before they are resized.
-        ValueError, naming the file, for a bad one.
-    masked : whether it gives masks.
-    settings : what the arrays depend on beside all this.
+    `decode` takes the files of one image, its (width, height), None where it is not known yet, and the size to decode
+    to, None for that of the files. It gives "values", of images (3, H, W), of tasks (H, W) of classes, else (C, H, W);
+    "mask", (H, W), where `masked`; of images "sizes", (width, height) before they are resized. ValueError, naming the
+    file, for a bad one.
     """
 
-    files: list[tuple[File, ...]]
+    files: list[tuple[File, ...]]  # by image
     decode: Callable[[Sequence[File], tuple[int, int] | None, int | None], Arrays]
     masked: bool = False
-    settings: str = ""
+    settings: str = ""  # what the arrays depend on beside all this
 
 
 class Source(NamedTuple):
-    """A split of a data set, before it is decoded: what a reader gives, and what `loading.source` adds to it.
+    """A split of a data set, before it is decoded. Readers give all up to `name`, `loading.source` the rest."""
 
-    Attributes
-    ----------
-    ids : names of the images.
-    parts : `IMAGES` first, then the targets of each letter and, where masks have files of their own, others.
-    masks : letter -> the part that holds its mask, where that is another than its own.
-    name, where, split : of the data set, its folder, and the split.
-    size : height and width to decode to, in pixels; None for images as they are, which only `checks` reads.
-    tasks : definitions of the letters.
-    """
-
-    ids: tuple[str, ...]
-    parts: dict[str, Part]
-    masks: dict[str, str] = {}
+    ids: tuple[str, ...]  # of the images
+    parts: dict[str, Part]  # `IMAGES` first, then those of letters, then masks in files of their own
+    masks: dict[str, str] = {}  # letter -> the part that holds its mask, where that is another than its own
     name: str = ""
-    where: Path = Path()
+    where: Path = Path()  # its folder
     split: str = ""
-    size: int | None = None
+    size: int | None = None  # height and width to decode to, in pixels; None, in `checks` alone, for files as they are
     tasks: dict[str, Task] = {}
 
 
@@ -85,30 +68,28 @@ def load(source: Source, on_bad: str = "raise") -> Dataset:
     shares. A row is decoded anew when the path, size or time of its files changes. Where images are left out, a warning
     says how many of how many.
     """
-    bad: dict[int, list[str]] = {}
-    for name in source.parts:
-        for row, note in missing(source, name).items():
-            bad.setdefault(row, []).append(note)
-    if bad and on_bad == "raise":
-        raise ValueError(bad[min(bad)][0])
+    bad: dict[int, list[str]] = {}  # by row
 
-    number, found = len(source.ids), {}
-    images = source.parts[IMAGES].files  # every label depends on the size of its image
+    def add(notes: dict[int, str]) -> None:
+        if notes and on_bad == "raise":
+            raise ValueError(notes[min(notes)])
+        for row, note in notes.items():
+            bad.setdefault(row, []).append(note)
+
+    for name in source.parts:
+        add(missing(source, name))
+    number, arrays = len(source.ids), {}
     sizes = np.zeros((number, 2), dtype=np.int32)  # of the images, once those are decoded
     for name, part in source.parts.items():
         layout = _layout(source, name)
-        made_from = [_VERSION, name, str({key: layout[key][0][1:] for key in layout}), part.settings]
-        of_rows = [str(files) for files in zip(images, part.files, strict=True)]
+        made_from = [_VERSION, name, str({key: shape[1:] for key, (shape, _) in layout.items()}), part.settings]
+        of_rows = [str(files) for files in zip(source.parts[IMAGES].files, part.files, strict=True)]
         fill = partial(_fill, source, name, sizes, on_bad)
         entry = cache.entry(f"{source.name}-{name}", made_from, layout, fill, of_rows)
-        found[name], notes = cache.read(entry, number)
-        for row, note in notes.items():
-            if on_bad == "raise":
-                raise ValueError(note)
-            bad.setdefault(row, []).append(note)
+        arrays[name], notes = cache.read(entry, number)
+        add(notes)
         if name == IMAGES:
-            sizes = found[name]["sizes"].numpy()
-
+            sizes = arrays[name]["sizes"].numpy()
     if bad:
         left_out = tuple(" ".join(bad[row]) for row in sorted(bad))
         what = f"{source.where} ({source.split}, {''.join(source.tasks)})"
@@ -116,12 +97,14 @@ def load(source: Source, on_bad: str = "raise") -> Dataset:
         if len(bad) == number:
             raise ValueError(summary)
         warnings.warn(summary, stacklevel=3)
-        return replace(load(_select(source, [row for row in range(number) if row not in bad])), bad=left_out)
+        good = [row for row in range(number) if row not in bad]
+        parts = {name: part._replace(files=[part.files[row] for row in good]) for name, part in source.parts.items()}
+        return replace(load(source._replace(ids=tuple(source.ids[row] for row in good), parts=parts)), bad=left_out)
     return Dataset(
         name=source.name,
-        images=found[IMAGES]["values"],
-        targets={letter: found[letter]["values"] for letter in source.tasks},
-        masks={letter: found[source.masks.get(letter, letter)].get("mask") for letter in source.tasks},
+        images=arrays[IMAGES]["values"],
+        targets={letter: arrays[letter]["values"] for letter in source.tasks},
+        masks={letter: arrays[source.masks.get(letter, letter)].get("mask") for letter in source.tasks},
         ids=source.ids,
         class_names=source.tasks["s"].class_names if "s" in source.tasks else (),
         tasks=source.tasks,
@@ -131,12 +114,10 @@ def load(source: Source, on_bad: str = "raise") -> Dataset:
 def decoded(
     source: Source, name: str, sizes: np.ndarray, rows: Sequence[int] | None = None
 ) -> Iterator[Arrays | str | None]:
-    """The arrays of a part of some images, or of all, in order, decoded in parallel; what is wrong with a bad file;
-    None where a file is missing or the image itself is bad. Shows progress.
-
-    sizes : (N, 2) width and height of the images in pixels, 0 where one is bad; unused for the images themselves.
-    """
+    """Of some images, or all, in order: the arrays of a part, what is wrong with a bad file, or None where a file is
+    missing or the image itself is bad, whose width and height in `sizes`, (N, 2), are then 0."""
     part = source.parts[name]
+    rows = range(len(part.files)) if rows is None else rows
 
     def decode(row: int) -> Arrays | str | None:
         if any(file.bytes < 0 for file in part.files[row]) or (name != IMAGES and not sizes[row].any()):
@@ -146,17 +127,13 @@ def decoded(
         except ValueError as error:
             return str(error)
 
-    rows = range(len(part.files)) if rows is None else rows
     workers = min(16, os.cpu_count() or 1)  # threads: PIL frees the interpreter as it decodes
-    executor = ThreadPoolExecutor(workers)
-    try:
-        with bar(total=len(rows), description=f"decoding {name}", unit="frame") as progress:
-            for start in range(0, len(rows), 16 * workers):  # so that few decoded images wait in memory
-                for arrays in executor.map(decode, rows[start : start + 16 * workers]):
-                    progress.update(1)
-                    yield arrays
-    finally:
-        executor.shutdown(cancel_futures=True)
+    progress = bar(total=len(rows), description=f"decoding {name}", unit="frame")
+    with ThreadPoolExecutor(workers) as executor, progress:
+        for start in range(0, len(rows), 16 * workers):  # so that few decoded images wait in memory
+            for arrays in executor.map(decode, rows[start : start + 16 * workers]):
+                progress.update(1)
+                yield arrays
 
 
 def find(what: str, path: str | Path) -> File:
@@ -186,33 +163,27 @@ def images(files: list[File]) -> Part:
     return Part([(file,) for file in files], decode)
 
 
-def _select(source: Source, rows: list[int]) -> Source:
-    """Some of the images alone."""
-    parts = {name: part._replace(files=[part.files[row] for row in rows]) for name, part in source.parts.items()}
-    return source._replace(ids=tuple(source.ids[row] for row in rows), parts=parts)
-
-
 def _layout(source: Source, name: str) -> cache.Layout:
     """Shapes and dtypes of the arrays of a part."""
     number, square, task = len(source.ids), (source.size, source.size), source.tasks.get(name)
-    layout: cache.Layout = {}
     if name == IMAGES:
-        layout = {"values": ((number, 3, *square), np.uint8), "sizes": ((number, 2), np.int32)}
-    elif task:
-        classes = ((number, *square), np.uint8)
-        layout = {"values": classes if task.kind == "classes" else ((number, task.channels, *square), np.float32)}
+        return {"values": ((number, 3, *square), np.uint8), "sizes": ((number, 2), np.int32)}
+    layout = {}
+    if task:
+        classes = task.kind == "classes"
+        layout["values"] = ((number, *square), np.uint8) if classes else ((number, task.channels, *square), np.float32)
     return layout | ({"mask": ((number, *square), np.bool_)} if source.parts[name].masked else {})
 
 
 def _fill(source: Source, name: str, sizes: np.ndarray, on_bad: str, arrays: Arrays, rows: list[int]) -> dict[int, str]:
     """Decode a part of some images; rows of bad files stay zero, and notes say what is wrong."""
     notes = {}
-    for row, found in zip(rows, decoded(source, name, sizes, rows), strict=True):
-        if isinstance(found, str):
-            if on_bad == "raise":
-                raise ValueError(found)
-            notes[row] = found
-        elif found is not None:
-            for key, values in found.items():
+    for row, image in zip(rows, decoded(source, name, sizes, rows), strict=True):
+        if isinstance(image, dict):
+            for key, values in image.items():
                 arrays[key][row] = values
+        elif image and on_bad == "raise":
+            raise ValueError(image)
+        elif image:
+            notes[row] = image
     return notes

@@ -11,44 +11,42 @@ import reprlib
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mtrlib import machine
-from mtrlib.tasks import TASKS, Task
+from mtrlib.data import derived
+from mtrlib.tasks import TASKS, Task, parse
 
 FILE = "dataset.yaml"
-FORMATS = {"images": (".png", ".jpg", ".jpeg", ".npy"), "labels": (".png", ".npy")}
-
 _SHOWN = reprlib.Repr()  # of what was found: a few lines of YAML can stand for billions of values
 _SHOWN.maxlevel = 2
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 200
 
 
-def _pattern(formats: str):
+def _pattern(what: str, *suffixes: str):
     def check(value: str) -> str:
         if leaves(value) or "\\" in value:
             raise ValueError("a path should not leave the folder of the data")
-        times = [value.count(f"{{{name}}}") for name in ("id", "split", "folder")]
-        if times[0] != 1 or max(times) > 1 or re.search(r"[{}]", re.sub(r"{(id|split|folder)}", "", value)):
+        names = re.findall("{(id|split|folder)}", value)
+        if names.count("id") != 1 or len(names) != len({*names}) or len(re.findall("[{}]", value)) != 2 * len(names):
             raise ValueError("a pattern should hold {id} once, may hold {split} and {folder} once, and no other braces")
-        if PurePosixPath(value).suffix.lower() not in FORMATS[formats]:
-            raise ValueError(f"a pattern of {formats} should end in one of {', '.join(FORMATS[formats])}")
+        if PurePosixPath(value).suffix.lower() not in suffixes:
+            raise ValueError(f"a pattern of {what} should end in one of {', '.join(suffixes)}")
         return value
 
     return Annotated[str, AfterValidator(check)]
 
 
+_Colour = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
+_PER_CLASS = Field(min_length=2, max_length=255)
+_Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
+
+
 class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=True)
-
-
-_Colour = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
-_Of = TypeVar("_Of")
-_ForEach = Annotated[list[_Of], Field(min_length=2, max_length=255)]  # class
-_Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 
 
 class Label(_Entry):
@@ -57,47 +55,43 @@ class Label(_Entry):
     letter: str
     name: str = ""
     kind: Literal["classes", "regression"]
-    classes: Annotated[int, Field(ge=2, le=255)] | _ForEach[str] | None = None
+    classes: Annotated[int, Field(ge=2, le=255)] | Annotated[list[str], _PER_CLASS] | None = None
     channels: int = Field(1, ge=1, le=64)
-    files: _pattern("labels")
+    files: _pattern("labels", ".png", ".npy")
     png: Literal["8-bit grey", "16-bit grey", "8-bit RGB"] | None = None
     scale: float = Field(1.0, allow_inf_nan=False)
     offset: float = Field(0.0, allow_inf_nan=False)
-    values: _ForEach[_Whole] | None = None
+    values: Annotated[list[_Whole], _PER_CLASS] | None = None
     void: list[_Whole] = []
     shift: Annotated[int, Field(ge=-(2**16), le=2**16)] | None = None
-    colors: _ForEach[_Colour] | None = None
+    colors: Annotated[list[_Colour], _PER_CLASS] | None = None
     invalid: float | _Colour | None = None
     loss: str = ""
     error: str = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> Label:
-        if wrong := self._wrong():
-            raise ValueError(f"task {self.letter}: {wrong}")
-        return self
-
-    def _wrong(self) -> str | None:
-        """The first of the fields that contradict each other."""
+        classes, number = self.kind == "classes", self.task.channels  # the task checks itself, too
         given = [name for name in ("values", "shift", "colors") if getattr(self, name) is not None]
-        if (self.kind == "classes") != (self.classes is not None):
-            return "classes should be given where the kind is classes, and only there"
-        if self.kind == "classes" and self.model_fields_set & {"channels", "scale", "offset"}:
-            return "classes have no channels, scale or offset"
-        if given and self.kind != "classes":
-            return f"{given[0]} should be given of classes alone"
-        if len(given) > 1:
-            return f"one of values, shift and colors will do, found {' and '.join(given)}"
-        if self.void and not self.values:
-            return "void should be given beside values"
-        if isinstance(self.invalid, list) and not self.colors:
-            return "invalid should be a number, or a colour where colors are given"
-        raw, number = self.values or self.colors or [], self.task.channels  # the task checks itself, too
-        if raw and len(raw) != number:
-            return f"{given[0]} should have one for each class, found {len(raw)} of them and {number} classes"
-        every = [*raw, *self.void, [self.invalid] * 3 if self.colors and self.invalid in range(256) else self.invalid]
-        twice = [one for one in [*raw, *self.void] if every.count(one) > 1]
-        return f"{given[0]} and invalid should all differ, found {twice[0]} twice" if twice else None
+        names, raw = " and ".join(given), self.values or self.colors or []
+        of_numbers = self.model_fields_set & {"channels", "scale", "offset"}
+        colour = isinstance(self.invalid, list)
+        every = [*raw, *self.void, [self.invalid] * 3 if self.colors and not colour else self.invalid]
+        twice = next((one for one in every if every.count(one) > 1), None)
+        counted = f"found {len(raw)} of them and {number} classes"
+        faults = {
+            "classes should be given where the kind is classes, and only there": classes != (self.classes is not None),
+            "classes have no channels, scale or offset": classes and of_numbers,
+            f"{names} should be given of classes alone": given and not classes,
+            f"one of values, shift and colors will do, found {names}": len(given) > 1,
+            "void should be given beside values": self.void and not self.values,
+            "invalid should be a number, or a colour where colors are given": colour and not self.colors,
+            f"{names} should have one for each class, {counted}": {*given} - {"shift"} and len(raw) != number,
+            f"{names} and invalid should all differ, found {twice} twice": twice is not None,
+        }
+        for fault in (fault for fault, is_there in faults.items() if is_there):
+            raise ValueError(f"task {self.letter}: {fault}")
+        return self
 
     @property
     def table(self) -> dict[int, int] | None:
@@ -119,6 +113,33 @@ class Label(_Entry):
         return Task(self.letter, name, "", channels, self.kind, self.loss, self.error, tuple(names))
 
 
+class Depth(_Entry):
+    """Measured depth, and the tasks whose labels are derived from it (`derived`)."""
+
+    files: _pattern("depth", ".png", ".npy")
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    invalid: list[float] = [0.0]
+    camera: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=4, max_length=4)] | str
+    letters: str
+    metres: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Depth:
+        parse(self.letters, derived.LETTERS, "derived labels")
+        if isinstance(self.camera, str) and leaves(self.camera):
+            raise ValueError(f"a path should not leave the folder of the data, found {self.camera!r}")
+        if isinstance(self.camera, list) and min(self.camera[:2]) <= 0:
+            raise ValueError(f"camera should be fx, fy, cx, cy, the first two above 0, found {self.camera}")
+        return self
+
+    @property
+    def definitions(self) -> dict[str, Task]:
+        """Definitions of the tasks, by letter: the paper's, unless d and D are in metres."""
+        own = {letter: TASKS[letter] for letter in self.letters}
+        named = {"d": "z-depth in metres", "D": "distance in metres"}
+        return own | {x: Task(x, name, "", 1) for x, name in named.items() if self.metres and x in own}
+
+
 class Splits(_Entry):
     """Which images are in which split: `ratio`, or both `train` and `test`."""
 
@@ -137,20 +158,23 @@ class Splits(_Entry):
 
 
 class Description(_Entry):
-    """A data set: the pattern of its images, its tasks and its splits."""
+    """A data set: the pattern of its images, its tasks, what is derived from its depth, and its splits."""
 
-    images: _pattern("images")
+    images: _pattern("images", ".png", ".jpg", ".jpeg", ".npy")
     ids: Literal["{id}", "{split}/{id}"] | None = None
-    tasks: Annotated[list[Label], Field(min_length=1)]
+    tasks: list[Label] = []
+    depth: Depth | None = None
     splits: Splits
 
     @model_validator(mode="after")
     def _consistent(self) -> Description:
-        letters = [label.letter for label in self.tasks]
+        letters = [*(label.letter for label in self.tasks), *(self.depth.letters if self.depth else "")]
+        if not letters:
+            raise ValueError("tasks should name at least one, or depth what is derived from it")
         if twice := sorted({letter for letter in letters if letters.count(letter) > 1}):
             raise ValueError(f"tasks should have different letters, found {twice[0]!r} twice")
         for part in ("{split}", "{folder}"):
-            if part not in self.images and any(part in label.files for label in self.tasks):
+            if part not in self.images and any(part in of.files for of in (*self.tasks, *filter(None, [self.depth]))):
                 raise ValueError(f"patterns of labels may hold {part} where that of the images does")
         if "{split}" in self.images:
             named = (self.splits.train, self.splits.test)
@@ -164,7 +188,7 @@ class Description(_Entry):
     @property
     def definitions(self) -> dict[str, Task]:
         """Definitions of the tasks, by letter."""
-        return {label.letter: label.task for label in self.tasks}
+        return {label.letter: label.task for label in self.tasks} | (self.depth.definitions if self.depth else {})
 
     def name(self, places: dict[str, str]) -> str:
         """What names the image of which the patterns hold these `places`: split, folder and id."""
@@ -177,7 +201,6 @@ def read(root: Path) -> Description:
     return parsed(path, text(path))
 
 
-@lru_cache(maxsize=8)
 def parsed(path: Path, content: str) -> Description:
     """The description that is the content of a file; errors as of `read`."""
     try:
@@ -187,7 +210,7 @@ def parsed(path: Path, content: str) -> Description:
     if not isinstance(values, dict):
         raise ValueError(f"{path} should hold images, tasks and splits. Found {_SHOWN.repr(values)}.")
     try:
-        return Description(**{str(name): value for name, value in values.items()})
+        return Description.model_validate(values)
     except ValidationError as error:
         raise ValueError(f"{path}: {_sentence(error.errors()[0])}") from None
 
@@ -214,14 +237,12 @@ def text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"{path} cannot be read: {reason}.") from None
+        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 
 def _sentence(fault: dict[str, Any]) -> str:
     kinds = re.compile(r"(constrained|function|list\[).*|str|float")  # of a field that may be of several
     where = ".".join(str(part) for part in fault["loc"] if not kinds.fullmatch(str(part)))
-    message = fault["msg"].removeprefix("Value error, ").rstrip(".")
-    message = re.sub(r"\b(loss|error)_name\b", r"\1", message)  # as the file has them
+    message = re.sub(r"\b(loss|error)_name\b", r"\1", fault["msg"].removeprefix("Value error, ").rstrip("."))
     found = "" if isinstance(fault["input"], dict) or fault["type"] == "missing" else _SHOWN.repr(fault["input"])
     return (f"{where}: " if where else "") + f"{message}." + (f" Found {found}." if found else "")

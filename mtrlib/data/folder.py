@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from mtrlib.data import decoding, listing, pixels
+from mtrlib.data import decoding, derived, listing, pixels
 from mtrlib.data.decoding import Arrays, File, Part, Source
-from mtrlib.data.description import Description, Label
+from mtrlib.data.description import Depth, Description, Label, text
 
 _GREY = ("8-bit grey PNG", "16-bit grey PNG")
 # Of classes also palettes, whose pixels are read as they are, and grey of one bit. Grey of two or four bits is not
@@ -32,89 +33,126 @@ def source(what: Description, root: Path, letters: str, split: str, limit: int |
     """
     images = listing.find(what, root, split)[:limit]
 
-    def files(kind: str, pattern: str) -> list[File]:
-        found = [decoding.find(kind, path) for path in listing.paths(root, map(pattern.format_map, images))]
-        if all(file.bytes < 0 for file in found):
-            nothing = f"Found no {found[0].path} nor any other for {split}."
+    def find(kind: str, pattern: str) -> list[File]:
+        files = [decoding.find(kind, path) for path in listing.paths(root, pattern, images)]
+        if all(file.bytes < 0 for file in files):
+            nothing = f"Found no {files[0].path} nor any other for {split}."
             raise ValueError(f"{root} should hold {kind} {pattern}. {nothing}")
-        return found
+        return files
 
-    parts = {decoding.IMAGES: decoding.images(files("images", what.images))}
+    parts = {decoding.IMAGES: decoding.images(find("images", what.images))}
     labels = {label.letter: label for label in what.tasks}
     for letter in letters:
+        if what.depth and letter in what.depth.letters:
+            files = list(zip(find("depth", what.depth.files), find("images", what.images), strict=True))
+            camera = _camera(what.depth.camera, root)
+            settings = str((what.depth.model_dump(exclude={"files", "letters"}), camera, derived.VERSION))
+            decode = partial(_derive, what.depth, camera, letter)
+            parts[letter] = Part(files, decode, letter not in derived.FROM_IMAGE, settings)
+            continue
         label = labels[letter]
-        found = [(file,) for file in files(f"labels of {letter}", label.files)]
+        files = [(file,) for file in find(f"labels of {letter}", label.files)]
         settings = str(label.model_dump(exclude={"files", "name"}))
-        parts[letter] = Part(found, partial(_decode, label), label.masked, settings)
+        parts[letter] = Part(files, partial(_decode, label), label.masked, settings)
     return Source(tuple(map(what.name, images)), parts)
 
 
 def read_label(label: Label, path: str, image_size: tuple[int, int] | None) -> np.ndarray:
     """Raw values, (H, W, C); ValueError naming the file for a bad one, or another size than that of its image."""
-    channels = 3 if label.colors else 1 if label.kind == "classes" else label.channels
+    classes = label.kind == "classes"
+    channels = 3 if label.colors else 1 if classes else label.channels
     if path.lower().endswith(".npy"):
         raw = pixels.read_array(path)
         raw = raw[..., None] if raw.ndim == 2 else raw
         if raw.ndim != 3 or raw.shape[2] != channels:
             raise ValueError(f"{path} should be an array (H, W, {channels}). Found {raw.shape}.")
-        if image_size is not None and raw.shape[:2] != image_size[::-1]:
-            size = f"{image_size[0]} x {image_size[1]}"
-            raise ValueError(f"{path} should be {size} like its image. Found {raw.shape[1]} x {raw.shape[0]}.")
+        pixels.refuse_other_size(path, raw.shape[1::-1], image_size)
         return raw
     if channels > 3:
         raise ValueError(f"{path} should be an array in a .npy file: a PNG has no {channels} channels.")
-    one = _CLASSES if label.kind == "classes" else _GREY
-    kinds = _COLOURS if label.colors else one if channels == 1 else ("8-bit RGB PNG",)
-    kinds = (f"{label.png} PNG",) if label.png else kinds
-    opened = pixels.read_image(path, kinds, image_size)
-    image = np.asarray(opened.convert("RGBA").convert("RGB") if label.colors else opened)
-    return (image[..., None] if image.ndim == 2 else image[..., :channels]).astype(np.int32)
+    kinds = _COLOURS if label.colors else _CLASSES if classes else _GREY if channels == 1 else ("8-bit RGB PNG",)
+    image = pixels.read_image(path, (f"{label.png} PNG",) if label.png else kinds, image_size)
+    raw = np.asarray(image.convert("RGBA").convert("RGB") if label.colors else image)
+    return (raw[..., None] if raw.ndim == 2 else raw[..., :channels]).astype(np.int32)
 
 
 def _decode(label: Label, files: Sequence[File], image_size: tuple[int, int] | None, size: int | None) -> Arrays:
     """The target and mask of one image at `size`, after a look at every pixel."""
     path = files[0].path
     raw = read_label(label, path, image_size)
-    if label.invalid is None:
-        absent = np.zeros(raw.shape, dtype=bool)
-    elif isinstance(label.invalid, list):
-        absent = raw == np.array(label.invalid)
-    else:
-        absent = np.isnan(raw) if np.isnan(label.invalid) else raw == label.invalid
-    valid = ~absent.all(axis=-1, keepdims=True)
+    not_a_number = isinstance(label.invalid, float) and np.isnan(label.invalid)
+    absent = False if label.invalid is None else np.isnan(raw) if not_a_number else raw == label.invalid
+    valid = ~np.broadcast_to(absent, raw.shape).all(axis=-1, keepdims=True)
     if raw.dtype == np.float16:
         raw = raw.astype(np.float32)  # whose products do not overflow or round away
     with np.errstate(over="ignore", invalid="ignore"):
         wrong = ~(np.abs(raw * label.scale + label.offset) <= np.finfo(np.float32).max) & valid  # targets are float32
     _refuse(wrong, path, raw, "numbers")
-    shift, table = label.shift or 0, label.table
+    if label.kind == "classes":
+        raw, valid = _classes(label, path, raw, valid)
+    values = pixels.nearest(np.where(valid, raw, 0), size)
+    if label.kind == "classes":
+        target = values[..., 0].astype(np.uint8)
+    else:
+        target = (values * label.scale + label.offset).transpose(2, 0, 1).astype(np.float32)
+    return {"values": target} | ({"mask": pixels.nearest(valid[..., 0], size)} if label.masked else {})
+
+
+def _derive(
+    depth: Depth, camera: tuple[float, ...], letter: str, files: Sequence[File], _: tuple | None, size: int | None
+) -> Arrays:
+    """The target and mask of one image that its depth gives; without a size at that of the depth, up to 240 pixels."""
+    path = files[0].path
+    raw = pixels.read_array(path) if path.lower().endswith(".npy") else np.asarray(pixels.read_image(path, _GREY))
+    if raw.ndim == 3 and raw.shape[2] == 1:
+        raw = raw[..., 0]
+    if raw.ndim != 2:
+        raise ValueError(f"{path} should hold one number a pixel. Found an array {raw.shape}.")
+    metres = raw.astype(np.float64) * depth.scale
+    metres[np.isin(raw, depth.invalid) | ~np.isfinite(metres) | (metres < 0)] = 0
+    size = size or min(240, *raw.shape)
+    image = np.asarray(pixels.square(pixels.read_colours(files[1].path), size)).transpose(2, 0, 1)
+    view = derived.median(metres, size), derived.rays(camera, size, *raw.shape[::-1]), torch.from_numpy(image.copy())
+    target, mask = derived.targets(letter, torch.from_numpy(view[0]).float(), *view[1:], metres=depth.metres)[letter]
+    return {"values": target.numpy()} | ({} if letter in derived.FROM_IMAGE else {"mask": mask.numpy()})
+
+
+def _camera(given: list[float] | str, root: Path) -> tuple[float, ...]:
+    """fx, fy, cx, cy, as they are or of a matrix of 3 x 3 numbers (or 4 x 4) in a file."""
+    if isinstance(given, list):
+        return tuple(given)
+    try:
+        numbers = [float(word) for word in text(root / given).replace(",", " ").split()]
+    except ValueError as error:
+        raise ValueError(
+            f"{root / given} should hold a camera's matrix of 3 x 3 numbers: {error}".rstrip(".") + "."
+        ) from None
+    side = {9: 3, 16: 4}.get(len(numbers))
+    if side is None or not (numbers[0] > 0 and numbers[side + 1] > 0):
+        raise ValueError(f"{root / given} should hold a camera's matrix of 3 x 3 numbers. Found {len(numbers)}.")
+    return numbers[0], numbers[side + 1], numbers[2], numbers[side + 2]
+
+
+def _classes(label: Label, path: str, raw: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W, 1) or, of colours, (H, W, 3) raw values -> classes and whether a pixel has one, (H, W, 1) each."""
+    if table := label.table:
+        codes = raw
+        if label.colors:
+            colours = ((raw >= 0) & (raw <= 255) & (raw == np.floor(raw))).all(axis=-1, keepdims=True)
+            codes = np.where(colours, np.where(colours, raw, 0).astype(np.int64) @ [[1 << 16], [1 << 8], [1]], -1)
+        known = np.array(sorted(table))
+        place = np.searchsorted(known, codes).clip(max=len(known) - 1)
+        _refuse((known[place] != codes) & valid, path, raw, f"one of {reprlib.repr(label.colors or list(table))}")
+        classes = np.array([table[value] for value in known.tolist()])[place]
+        return classes, valid & (classes >= 0)
+    shift, last = label.shift or 0, label.task.channels - 1
+    classes = raw.astype(np.float64) + shift  # whole numbers of eight bits do not go below 0
     if label.shift is not None:
-        raw = raw.astype(np.float64)  # whole numbers of eight bits do not go below 0
-        valid &= (raw + shift >= 0) | (raw != np.floor(raw))
-    if table is not None:
-        classes, unknown = _classes(raw, table)
-        _refuse(unknown & valid, path, raw, f"one of {reprlib.repr(label.colors or list(table))}")
-        raw, valid = classes, valid & (classes >= 0)
-    raw = np.where(valid, raw, -shift)
-    mask = {} if not label.masked else {"mask": pixels.nearest(valid[..., 0], size)}
-    if label.kind == "regression":
-        target = pixels.nearest(raw, size) * label.scale + label.offset
-        return {"values": target.transpose(2, 0, 1).astype(np.float32), **mask}
-    last = label.task.channels - 1
-    wrong = (raw + shift < 0) | (raw + shift > last) | (raw != np.floor(raw))
+        valid = valid & ((classes >= 0) | (classes != np.floor(classes)))
+    wrong = ((classes < 0) | (classes > last) | (classes != np.floor(classes))) & valid
     if wrong.any():
         raise ValueError(f"{path} should hold classes {-shift} to {last - shift}. Found {raw[wrong].max():g}.")
-    return {"values": pixels.nearest((raw + shift)[..., 0], size).astype(np.uint8), **mask}
-
-
-def _classes(raw: np.ndarray, table: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W, 1) or, of colours, (H, W, 3) raw values -> classes and whether the table lacks them, (H, W, 1) each."""
-    if raw.shape[2] == 3:
-        colours = ((raw >= 0) & (raw <= 255) & (raw == np.floor(raw))).all(axis=-1, keepdims=True)
-        raw = np.where(colours, np.where(colours, raw, 0).astype(np.int64) @ [[1 << 16], [1 << 8], [1]], -1)
-    known = np.array(sorted(table))
-    place = np.searchsorted(known, raw).clip(max=len(known) - 1)
-    return np.array([table[value] for value in known.tolist()])[place], known[place] != raw
+    return classes, valid
 
 
 def _refuse(wrong: np.ndarray, path: str, raw: np.ndarray, what: str) -> None:

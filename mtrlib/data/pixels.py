@@ -10,7 +10,6 @@ from __future__ import annotations
 import struct
 import threading
 import tokenize
-import zipfile
 import zlib
 from collections.abc import Sequence
 from io import BytesIO
@@ -35,7 +34,7 @@ def read_colours(path: str) -> Image.Image:
     if values.ndim != 3 or values.shape[2] != 3:
         raise ValueError(f"{path} should be an array (H, W, 3). Found {values.shape}.")
     if values.dtype != np.uint8:
-        if not (values.dtype.kind == "f" and np.isfinite(values).all() and 0 <= values.min() <= values.max() <= 1):
+        if not (values.dtype.kind == "f" and 0 <= values.min() <= values.max() <= 1):
             found = f"{values.dtype}, {values.min()} to {values.max()}"
             raise ValueError(f"{path} should hold uint8, or floats in [0, 1]. Found {found}.")
         values = np.rint(values * 255).astype(np.uint8)
@@ -55,10 +54,9 @@ def read_image(path: str, kinds: Sequence[str], size: tuple[int, int] | None = N
     allowed = " or ".join(kinds)
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as image:
-            pixels, kind = image.width * image.height, _kind(image, data)
-            if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError(f"{pixels} pixels, PIL allows {Image.MAX_IMAGE_PIXELS}")
-            found = image.size
+            kind, pixels, most = _kind(image, data), image.width * image.height, Image.MAX_IMAGE_PIXELS
+            if most and pixels > most:
+                raise Image.DecompressionBombError(f"{pixels} pixels, PIL allows {most}")
             image.verify()  # checksums of a PNG; the image cannot be used afterwards
         image = Image.open(BytesIO(data), formats=("PNG", "JPEG"))
         image.load()
@@ -70,8 +68,7 @@ def read_image(path: str, kinds: Sequence[str], size: tuple[int, int] | None = N
         raise ValueError(f"{path} is truncated or damaged: {error}.") from error
     if kind not in kinds:
         raise ValueError(f"{path} should be {allowed}. Found {kind}.")
-    if size is not None and found != size:
-        raise ValueError(f"{path} should be {size[0]} x {size[1]} like its image. Found {found[0]} x {found[1]}.")
+    refuse_other_size(path, image.size, size)
     return image
 
 
@@ -79,16 +76,20 @@ def read_array(path: str) -> np.ndarray:
     """The numbers in a NPY file; ValueError naming it for anything else."""
     try:
         with open(path, "rb"), _PARSING:  # open says why a file cannot be read
-            values = np.load(path, mmap_mode="r", allow_pickle=False)  # a map: no more than the file has
+            values = np.lib.format.open_memmap(path, mode="r")  # a map: no more than the file has
     except OSError as error:
         raise unreadable(path, error) from error
-    except (ValueError, EOFError, OverflowError, SyntaxError, zipfile.BadZipFile, tokenize.TokenError) as error:
+    except (ValueError, OverflowError, SyntaxError, tokenize.TokenError) as error:
         raise ValueError(f"{path} is truncated or damaged: {' '.join(str(error).split())}.") from error
-    if isinstance(values, np.lib.npyio.NpzFile):
-        values.close()
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or not values.size:
-        raise ValueError(f"{path} should be an array of numbers. Found {getattr(values, 'dtype', type(values))}.")
+    if values.dtype.kind not in "biuf" or not values.size:
+        raise ValueError(f"{path} should be an array of numbers. Found {values.dtype}.")
     return values
+
+
+def refuse_other_size(path: str, size: tuple[int, int], image_size: tuple[int, int] | None) -> None:
+    """ValueError for a label of another width and height than its image; None for those that are not known."""
+    if image_size is not None and size != image_size:
+        raise ValueError("{} should be {} x {} like its image. Found {} x {}.".format(path, *image_size, *size))
 
 
 def unreadable(path: str | Path, error: OSError) -> OSError:
@@ -106,8 +107,7 @@ def square(image: Image.Image, size: int | None) -> Image.Image:
 
 
 def nearest(values: np.ndarray, size: int | None) -> np.ndarray:
-    """(H, W, ...) -> (size, size, ...): of the square at the centre, the pixels that the new ones' centres fall in; all
-    of them for None."""
+    """(H, W, ...) -> (size, size, ...): of the square at the centre, the pixels in which the new ones' centres lie."""
     if size is None:
         return values
     height, width = values.shape[:2]

@@ -1,11 +1,9 @@
 """What all figures share: a task has one colour and marker everywhere (Okabe and Ito's colours first, which the
 colour-blind can tell apart), panels stand in rows, legends name tasks."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Callable, Iterable
-from functools import wraps
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from string import ascii_letters
 
@@ -17,26 +15,23 @@ from matplotlib.figure import Figure
 
 from mtrlib.tasks import TASKS, Task, canonical
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_COLOURS += ("#7F3C8D", "#000000", "#A5AA99", "#8C510A", "#666666")
-_ORDER = "sdDnEkKeprA"
-COLOURS = dict(zip(_ORDER, _COLOURS, strict=True))
-MARKERS = dict(zip(_ORDER, "osD^vPX*<>h", strict=True))
-# Of the letters that are not the paper's: a hue of its own for each of the 52 there are, and seven markers.
-_NEW_COLOURS = tuple(to_hex(hsv_to_rgb((0.61803 * k % 1, 0.75, 0.9 - 0.2 * (k % 3)))) for k in range(52))
-_NEW_MARKERS = "pd8H1X3"
+_COLOURS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #7F3C8D #000000 #A5AA99 #8C510A #666666"
+COLOURS = dict(zip("sdDnEkKeprA", _COLOURS.split(), strict=True))
+MARKERS = dict(zip(COLOURS, "osD^vPX*<>h", strict=True))
 STYLE = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100}
+STYLE |= {"legend.frameon": False, "errorbar.capsize": 2, "figure.constrained_layout.use": True}
 STYLE |= {"text.parse_math": False}  # names come from users: a dollar is a dollar
 
 
 def colour(letter: str) -> str:
-    """The colour of a task, the same in every figure."""
-    return COLOURS.get(letter) or _NEW_COLOURS[ascii_letters.index(letter)]
+    """The colour of a task, the same in every figure; letters that are not the paper's have a hue of their own each."""
+    k = ascii_letters.index(letter)
+    return COLOURS.get(letter) or to_hex(hsv_to_rgb((0.61803 * k % 1, 0.75, 0.9 - 0.2 * (k % 3))))
 
 
 def marker_of(letter: str) -> str:
-    """The marker of a task, the same in every figure."""
-    return MARKERS.get(letter) or _NEW_MARKERS[ascii_letters.index(letter) % len(_NEW_MARKERS)]
+    """The marker of a task, the same in every figure; letters that are not the paper's share seven."""
+    return MARKERS.get(letter) or "pd8H1X3"[ascii_letters.index(letter) % 7]
 
 
 def write(folder: Path, name: str, **figures: Figure) -> None:
@@ -52,17 +47,12 @@ def write(folder: Path, name: str, **figures: Figure) -> None:
             os.replace(temporary, path)
 
 
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw in the one style, and close: a notebook shows the figure that it is given once, not twice."""
-
-    @wraps(draw)
-    def drawing(*arguments, **keywords) -> Figure:
-        with plt.rc_context(STYLE):
-            figure = draw(*arguments, **keywords)
-        plt.close(figure)
-        return figure
-
-    return drawing
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draws a figure in the one style, and closes it: a notebook shows what it is given once, not twice."""
+    with plt.rc_context(STYLE):
+        yield
+    plt.close()
 
 
 def panels(
@@ -71,7 +61,7 @@ def panels(
     """A figure of `count` panels in rows, and its axes, (rows, columns). Sizes (width, height) are in inches."""
     rows = -(-count // columns)
     size = (panel[0] * columns + margin[0], panel[1] * rows + margin[1])
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     return figure, axes

@@ -1,7 +1,5 @@
 """Figures of vulnerabilities and errors: tables of cells, panels of a study, ratios, proxies."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -12,8 +10,12 @@ from mtrlib.figures.style import colour, letters_of, mark, marker_of, named, pan
 from mtrlib.metrics import tables
 from mtrlib.tasks import TASKS, Task
 
+UNITS = dict.fromkeys(("clean error", "adversarial error"), "in the unit of the task")
+UNITS |= {"first order": "relative increase of the loss"}
+VULNERABILITY = "relative task vulnerability"  # the unit of all others
 
-@styled
+
+@styled()
 def heat_maps(matrices: dict[str, pd.DataFrame], label: str) -> Figure:
     """Matrices main x auxiliary, two a row, each with its numbers; one colour scale for all of them says how many times
     the single-task model of the row a number is. It is logarithmic and ends at two times and at half at the latest.
@@ -28,8 +30,8 @@ def heat_maps(matrices: dict[str, pd.DataFrame], label: str) -> Figure:
         picture = axis.imshow(ratios[title], cmap="PuOr_r", vmin=-limit, vmax=limit)
         for (row, column), value in np.ndenumerate(matrix.to_numpy(float)):
             if np.isfinite(value):
-                dark = abs(ratios[title][row, column]) > 0.6 * limit
-                text = {"color": "white" if dark else "black", "weight": "bold" if row == column else "normal"}
+                ink = "white" if abs(ratios[title][row, column]) > 0.6 * limit else "black"
+                text = {"color": ink, "weight": "bold" if row == column else "normal"}
                 axis.text(column, row, tables.number(value), ha="center", va="center", **text)
         axis.set_xticks(range(len(matrix.columns)), matrix.columns)
         axis.set_yticks(range(len(matrix.index)), matrix.index)
@@ -37,7 +39,7 @@ def heat_maps(matrices: dict[str, pd.DataFrame], label: str) -> Figure:
         axis.spines[:].set_visible(False)
     ends = "both" if largest > limit else "neither"
     colour_bar = figure.colorbar(picture, ax=axes, shrink=0.6, extend=ends, label="times the single-task model")
-    ticks = limit * np.array([-1, -0.5, 0, 0.5, 1])
+    ticks = limit * np.linspace(-1, 1, 5)
     colour_bar.set_ticks(ticks, labels=[f"{2**tick:.2f}" for tick in ticks])
     figure.suptitle(label, fontsize=12)
     return figure
@@ -45,19 +47,18 @@ def heat_maps(matrices: dict[str, pd.DataFrame], label: str) -> Figure:
 
 def _log_ratios(values: np.ndarray) -> np.ndarray:
     """log2 of each number over the diagonal's of its row; nan, and so no colour, where one of them is not above 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = np.log2(values / np.diag(values)[:, None])
-    return np.where(np.isfinite(ratios) & (values > 0), ratios, np.nan)
+    values = np.where(np.isfinite(values) & (values > 0), values, np.nan)
+    return np.log2(values / np.diag(values)[:, None])
 
 
-@styled
+@styled()
 def errors(alone: pd.DataFrame, pairs: pd.DataFrame, tasks: dict[str, Task] | None = None) -> Figure:
     """The error of each main task under attack, by auxiliary task (the supplement's figures 1 to 11), three a row.
 
     `alone` and `pairs` are the errors of single-task and two-task models, as `tables.mean_errors` gives them. A filled
     mark is an attack on the main task alone, an open one on both; the line is the single-task model.
     """
-    known = TASKS if tasks is None else tasks
+    tasks = TASKS if tasks is None else tasks
     mains = list(dict.fromkeys(alone.main))
     figure, axes = panels(len(mains), 2 if len(mains) == 4 else min(len(mains), 3), (3.7, 3.1), (1.8, 0))
     for axis, main in zip(axes.flat, mains, strict=False):
@@ -65,27 +66,21 @@ def errors(alone: pd.DataFrame, pairs: pd.DataFrame, tasks: dict[str, Task] | No
         axis.axhspan(single.low, single.high, color="0.9", zorder=0)
         axis.axhline(single.value, color="0.4", linewidth=1, zorder=1)
         letters = [letter for letter in mains if letter != main]
-        of_main = pairs[pairs.main == main]
-        for row, (below, above) in zip(of_main.itertuples(), zip(*reach(of_main, "value"), strict=True), strict=True):
-            joint, shade = row.attacked == "joint", colour(row.auxiliary)
-            place = letters.index(row.auxiliary) + (0.15 if joint else -0.15)
-            style = {"color": shade, "markerfacecolor": "white" if joint else shade, "capsize": 2}
-            axis.errorbar(place, row.value, yerr=[[below], [above]], fmt=marker_of(row.auxiliary), **style)
+        for (auxiliary, attacked), cell in pairs[pairs.main == main].groupby(["auxiliary", "attacked"], sort=False):
+            fill, shift = ("white", 0.15) if attacked == "joint" else (colour(auxiliary), -0.15)
+            look = {"fmt": marker_of(auxiliary), "color": colour(auxiliary), "markerfacecolor": fill}
+            axis.errorbar(letters.index(auxiliary) + shift, cell.value, yerr=reach(cell, "value"), **look)
         axis.set_xticks(range(len(letters)), letters)
-        unit = known[main].unit if main in known else "error"
-        axis.set(xlabel="auxiliary task", ylabel=unit, title=named(main, tasks))
-        axis.set_xlim(-0.6, len(letters) - 0.4)
-    grey = {"color": "0.4", "marker": "o"}
-    handles = [
-        mark("filled: main task attacked", markerfacecolor="0.4", **grey),
-        mark("open: both attacked", markerfacecolor="white", **grey),
-        mark("single-task model", color="0.4", linewidth=1, linestyle="-"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+        axis.set(xlabel="auxiliary task", xlim=(-0.6, len(letters) - 0.4), title=named(main, tasks))
+        axis.set_ylabel(tasks[main].unit if main in tasks else "error")
+    marks = {"filled: main task attacked": "0.4", "open: both attacked": "white"}
+    handles = [mark(name, color="0.4", marker="o", markerfacecolor=fill) for name, fill in marks.items()]
+    handles.append(mark("single-task model", color="0.4", linewidth=1, linestyle="-"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
 
-@styled
+@styled()
 def lines(
     table: pd.DataFrame, xlabel: str, ylabel: str, *, log: bool = False, tasks: dict[str, Task] | None = None
 ) -> Figure:
@@ -99,10 +94,10 @@ def lines(
         for offset, auxiliary in enumerate(order):
             line = rows[rows.auxiliary == auxiliary].sort_values("setting")
             x = line.setting.to_numpy(float)
-            place = x * (1 + 0.02 * (offset - len(order) / 2))
+            beside = x * (1 + 0.02 * (offset - len(order) / 2))
             look = {"linewidth": 2.5, "linestyle": "-"} if auxiliary == main else {"linewidth": 1.5, "linestyle": "--"}
-            look |= {"color": colour(auxiliary), "marker": marker_of(auxiliary), "capsize": 2}
-            axis.errorbar(place, line.value, yerr=reach(line, "value"), **look)
+            look |= {"color": colour(auxiliary), "marker": marker_of(auxiliary)}
+            axis.errorbar(beside, line.value, yerr=reach(line, "value"), **look)
         if log:
             axis.set(xscale="log", yscale="log")
             axis.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False))
@@ -112,34 +107,34 @@ def lines(
         axis.set(title=f"main task {main}", xlabel=xlabel)
     axes[0][0].set_ylabel(ylabel)
     handles = task_marks(letters_of(table.auxiliary), tasks, linestyle="-")
-    figure.legend(handles=handles, loc="outside right upper", frameon=False, title="auxiliary task\n(solid: none)")
+    figure.legend(handles=handles, loc="outside right upper", title="auxiliary task\n(solid: none)")
     return figure
 
 
-@styled
+@styled()
 def bars(table: pd.DataFrame, label: str, value: str, xlabel: str) -> Figure:
     """A value with its 95 % interval (columns low and high) for each name in the column `label`."""
-    figure, axis = plt.subplots(figsize=(7.2, 0.42 * len(table) + 1.2), layout="constrained")
-    axis.errorbar(table[value], range(len(table)), xerr=reach(table, value), fmt="o", color="black", capsize=2)
+    figure, axis = plt.subplots(figsize=(7.2, 0.42 * len(table) + 1.2))
+    axis.errorbar(table[value], range(len(table)), xerr=reach(table, value), fmt="o", color="black")
     axis.set_yticks(range(len(table)), table[label])
     axis.invert_yaxis()
     axis.set(xlabel=xlabel)
     return figure
 
 
-@styled
+@styled()
 def ratios(table: pd.DataFrame, label: str, xlabel: str) -> Figure:
     """Ratios with their 95 % intervals, a line each, single (filled) and joint attacks (open) side by side.
 
     `table` is as `tables.mean_ratio` gives it, grouped by `label`, the column that names the lines, and "attacked".
     """
     names = list(dict.fromkeys(table[label]))
-    figure, axis = plt.subplots(figsize=(7.2, 0.42 * len(names) + 1.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.2, 0.42 * len(names) + 1.6))
     axis.axvline(1, color="0.6", linewidth=1)
     for attacked, fill, shift in (("single", "black", -0.12), ("joint", "white", 0.12)):
         rows = table[table.attacked == attacked]
         place = [names.index(name) + shift for name in rows[label]]
-        style = {"fmt": "o", "color": "black", "markerfacecolor": fill, "capsize": 2}
+        style = {"fmt": "o", "color": "black", "markerfacecolor": fill}
         axis.errorbar(rows.ratio, place, xerr=reach(rows, "ratio"), label=attacked, **style)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
@@ -152,11 +147,11 @@ def ratios(table: pd.DataFrame, label: str, xlabel: str) -> Figure:
     ticks = [tick for tick in (fine if high / low < 3 else coarse) if low <= tick <= high]
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.legend(title="attack", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.legend(title="attack", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-@styled
+@styled()
 def proxies(cells: pd.DataFrame, target: str, names: list[str], tasks: dict[str, Task] | None = None) -> Figure:
     """The column `target` over each proxy of `names`, three panels a row, both logarithmic where they are above 0.
 
@@ -174,24 +169,19 @@ def proxies(cells: pd.DataFrame, target: str, names: list[str], tasks: dict[str,
                 axis.plot(best[name], best[target], ring, markersize=14, mfc="none", mec=colour(main), mew=1.2)
         if (cells[[name, target]] > 0).all(axis=None):
             axis.set(xscale="log", yscale="log")
-            for side, values in ((axis.xaxis, cells[name]), (axis.yaxis, cells[target])):
-                decades = np.log10(values.max() / values.min())
+            for side, column in ((axis.xaxis, name), (axis.yaxis, target)):
+                decades = np.log10(cells[column].max() / cells[column].min())
                 side.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.5 else (1,)))
                 side.set_major_formatter("{x:g}")
                 side.set_minor_formatter(NullFormatter())
-        axis.set(xlabel=f"{name}\n({_unit(name)})")
+        axis.set_xlabel(f"{name}\n({UNITS.get(name, VULNERABILITY)})")
     for row in axes:
-        row[0].set_ylabel(f"{target}\n({_unit(target)})")
+        row[0].set_ylabel(f"{target}\n({UNITS.get(target, VULNERABILITY)})")
     mains = letters_of(cells.main)
     handles = [mark(f"main {named(x, tasks)}", color=colour(x), marker="o") for x in mains]
     handles += [mark(f"with {x}", color="0.4", marker=marker_of(x)) for x in mains]
     handles.append(mark("alone", color="0.4", marker="x"))
-    for ring, what in (("o", "the proxy's choice"), ("s", "the best choice")):
-        handles.append(mark(what, marker=ring, markersize=13, mfc="none", mec="0.4"))
-    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    rings = {"the proxy's choice": "o", "the best choice": "s"}
+    handles += [mark(what, marker=ring, markersize=13, mfc="none", mec="0.4") for what, ring in rings.items()]
+    figure.legend(handles=handles, loc="outside right upper")
     return figure
-
-
-def _unit(name: str) -> str:
-    units = dict.fromkeys(("clean error", "adversarial error"), "in the unit of the task")
-    return (units | {"first order": "relative increase of the loss"}).get(name, "relative task vulnerability")

@@ -18,6 +18,8 @@ QUANTITIES = ("log_ratio", "ratio", "ratio_of_means", "clean_error", "adversaria
 BLOCKS = 64  # of the jackknife, at most
 LEARNED = 0.85  # of the best constant's error; a cell whose clean error is above says nothing about attacks
 _SEED, _IMAGE = "seed ", "image "
+_SCALES = dict.fromkeys(("clean_error", "adversarial_error"), (np.log, np.exp))
+_SCALES |= dict.fromkeys(("ratio", "ratio_of_means"), (np.log1p, np.expm1))
 
 
 def estimates(errors: pd.DataFrame, quantity: str = "log_ratio", by: Sequence[str] = CELL) -> pd.DataFrame:
@@ -73,7 +75,7 @@ def learned(errors: pd.DataFrame, by: Sequence[str] = CELL) -> pd.Series:
     return ~(clean > LEARNED * constant.reindex(clean.index))
 
 
-def uncertainty(frame: pd.DataFrame, training: pd.DataFrame | None = None) -> pd.DataFrame:
+def uncertainty(frame: pd.DataFrame, training: tuple[np.ndarray, np.ndarray] | None = None) -> pd.DataFrame:
     """The value of each row, the variances of its error, and Student's degrees of freedom.
 
     Parameters
@@ -87,23 +89,24 @@ def uncertainty(frame: pd.DataFrame, training: pd.DataFrame | None = None) -> pd
     value, training and images (variances of the value), error (standard), freedom (Satterthwaite), seeds. With one seed
     training is 0: the error is that of these trained models. One image says nothing of others: its error is infinite.
     """
-    of_seed, without = frame.filter(regex=f"^{_SEED}"), frame.filter(regex=f"^{_IMAGE}")
-    seeds, blocks = of_seed.notna().sum(axis=1), without.notna().sum(axis=1)
+    numbers, names = frame.to_numpy(float), frame.columns
+    of_seed, without = (numbers[:, [n.startswith(kind) for n in names]] for kind in (_SEED, _IMAGE))
+    seeds, blocks = (np.count_nonzero(~np.isnan(values), axis=1) for values in (of_seed, without))
     if training is None:
-        training = _pooled(of_seed.var(axis=1), seeds - 1)
-    table = pd.DataFrame({"value": frame.value}, frame.index)
-    table["training"] = (training.variance / seeds).where(seeds > 1, 0.0).fillna(0.0)
-    with np.errstate(invalid="ignore"):
-        spread = without.sub(without.mean(axis=1), axis=0).pow(2).sum(axis=1, skipna=True)
-    few = np.inf if without.shape[1] else 0.0  # a printed number has no images at all
-    table["images"] = ((blocks - 1) / blocks * spread).where(blocks > 1, few)
-    table["error"] = np.sqrt(table.training + table.images)
-    parts = table.training**2 / training.freedom.clip(lower=1) + table.images**2 / (blocks - 1).clip(lower=1)
-    table["freedom"] = (table.error**4 / parts).where((parts > 0) & np.isfinite(parts), np.inf).clip(lower=1)
-    return table.assign(seeds=seeds)
+        training = _pooled(_squares(of_seed) / np.maximum(seeds - 1, 1), seeds - 1, _alike(frame.index))
+    variance, freedom = training
+    with np.errstate(invalid="ignore", divide="ignore"):
+        of_training = np.nan_to_num(np.where(seeds > 1, variance / seeds, 0.0))
+        few = np.inf if without.shape[1] else 0.0  # a printed number has no images at all
+        of_images = np.where(blocks > 1, (blocks - 1) / blocks * _squares(without), few)
+        total = of_training + of_images
+        parts = of_training**2 / np.maximum(freedom, 1) + of_images**2 / np.maximum(blocks - 1, 1)
+        student = np.where((parts > 0) & np.isfinite(parts), total**2 / parts, np.inf)
+    values = {"value": frame.value, "training": of_training, "images": of_images, "error": np.sqrt(total)}
+    return pd.DataFrame({**values, "freedom": np.maximum(student, 1), "seeds": seeds}, frame.index)
 
 
-def noise(frame: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
+def noise(frame: pd.DataFrame, baseline: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Training noise of a difference of two models, for rows that differ in the auxiliary task only.
 
     Twice the variance of one training: of the models of `frame` and `baseline` (a row each, the same one several times
@@ -111,30 +114,35 @@ def noise(frame: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
     (models - 1) (seeds - 1) degrees of freedom.
     """
     group = np.tile(_alike(frame.index), 2)
-    models = pd.concat([frame, baseline]).filter(regex=f"^{_SEED}")
-    about = models.index.to_frame(index=False).assign(group=group, base=np.repeat([False, True], len(frame)))
+    names = [name for name in frame if name.startswith(_SEED)]
+    models = np.concatenate([frame[names].to_numpy(float), baseline[names].to_numpy(float)])
+    about = pd.concat([frame.index.to_frame(index=False), baseline.index.to_frame(index=False)])
+    about = about.assign(group=group, base=np.repeat([False, True], len(frame)))
     first = ~about.duplicated().to_numpy()
-    models, group = models[first].reset_index(drop=True), group[first]
-    rest = models.sub(models.mean(axis=1), axis=0)
+    models, group = models[first], group[first]
+    rest = pd.DataFrame(models - _mean(models, axis=1)[:, None])
     rest = rest - rest.groupby(group).transform("mean")
-    seeds = models.notna().groupby(group).any().sum(axis=1)
-    freedom = (np.bincount(group) - 1) * (seeds - 1)
-    variance = 2 * rest.pow(2).sum(axis=1).groupby(group).sum() / freedom.where(freedom > 0)
-    found = pd.DataFrame({"variance": variance, "freedom": freedom.astype(float)})
-    return found.iloc[_alike(frame.index)].set_axis(frame.index)
+    seeds = pd.DataFrame(~np.isnan(models)).groupby(group).any().sum(axis=1).to_numpy()
+    freedom = (np.bincount(group) - 1.0) * (seeds - 1)
+    squares = np.bincount(group, weights=np.nansum(rest.to_numpy() ** 2, axis=1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        variance = np.where(freedom > 0, 2 * squares / freedom, np.nan)
+    place = _alike(frame.index)
+    return variance[place], freedom[place]
 
 
 def compared(frame: pd.DataFrame, baseline: pd.DataFrame, *, same_models: bool = False) -> pd.DataFrame:
     """The difference of each row of `frame` to that of `baseline` (as many rows, in the same order), and its error.
 
     Two attacks on the same models (`same_models`) share their training: its noise is that of the difference. Two
-    models have each their own, and one seed says nothing of it: the error is infinite then.
+    models have each their own, and one seed says nothing of it: the error is infinite then. Numbers without any seed
+    (printed ones) are taken as they are.
     """
     difference = pd.DataFrame(frame.to_numpy() - baseline.to_numpy(), frame.index, frame.columns)
     if same_models or frame.empty:
         return uncertainty(difference)
     table = uncertainty(difference, noise(frame, baseline))
-    return table.assign(error=table.error.where(table.seeds > 1, np.inf))
+    return table.assign(error=table.error.where(table.seeds != 1, np.inf))
 
 
 def beside(frame: pd.DataFrame, **baseline: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -170,7 +178,22 @@ def mean_ratios(frame: pd.DataFrame, by: Sequence[str], *, same_models: bool = F
     difference = pd.DataFrame(rows.to_numpy() - base.to_numpy(), rows.index, rows.columns)
     groups = difference.groupby(level=list(by), sort=False)
     table = uncertainty(groups.mean()).assign(cells=groups.value.count())
-    return table if same_models else table.assign(error=table.error.where(table.seeds > 1, np.inf))
+    return table if same_models else table.assign(error=table.error.where(table.seeds != 1, np.inf))
+
+
+def part(frame: pd.DataFrame, /, **levels) -> pd.DataFrame:
+    """The rows of a frame whose index has these values."""
+    keep = np.ones(len(frame), bool)
+    for level, value in levels.items():
+        keep &= frame.index.get_level_values(level).isin(value if isinstance(value, list) else [value])
+    return frame[keep]
+
+
+def by(table: pd.DataFrame, *levels: str, name: Callable[..., str] = lambda *of: ", ".join(map(str, of))) -> dict:
+    """The rows of each value of some levels, under what they are called."""
+    if table.empty:
+        return {}
+    return {name(*of): rows for of, rows in table.groupby(level=list(levels), sort=False)}
 
 
 def columnwise(frame: pd.DataFrame, function: Callable[[pd.Series], float | pd.Series], name: str = "") -> pd.DataFrame:
@@ -207,14 +230,18 @@ def holm(table: pd.DataFrame, threshold: float = 0.0, level: float = 0.05) -> pd
     return table.assign(low=table.value - reach, high=table.value + reach, side=side)
 
 
-def interval(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+def interval(frame: pd.DataFrame, level: float = 0.95, quantity: str = "log_ratio") -> pd.DataFrame:
     """value, low and high of each row, by Student's t; what tables and figures show.
 
     frame : as `estimates` or, with an error already, `uncertainty` gives it.
+    quantity : what its numbers are. Errors and ratios are skew: of these the interval is that of their logarithm.
     """
-    table = frame if "error" in frame else uncertainty(frame)
-    reach = -stdtrit(table.freedom, (1 - level) / 2) * table.error
-    return pd.DataFrame({"value": table.value, "low": table.value - reach, "high": table.value + reach})
+    there, back = _SCALES.get(quantity, (np.asarray, np.asarray))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        table = frame if "error" in frame else uncertainty(frame.transform(there))
+        reach = -stdtrit(table.freedom, (1 - level) / 2) * table.error
+        ends = {"low": back(table.value - reach), "high": back(table.value + reach)}
+    return pd.DataFrame({"value": frame.value, **ends}, table.index)
 
 
 def _parts(errors: pd.DataFrame, quantity: str) -> tuple[np.ndarray, np.ndarray]:
@@ -244,10 +271,16 @@ def _alike(index: pd.MultiIndex) -> np.ndarray:
     return index.to_frame(index=False).groupby(names, sort=False, dropna=False).ngroup().to_numpy()
 
 
-def _pooled(variance: pd.Series, freedom: pd.Series) -> pd.DataFrame:
-    group, weight = _alike(variance.index), np.maximum(freedom, 1e-9)
-    pooled = (variance.fillna(0) * weight).groupby(group).transform("sum") / weight.groupby(group).transform("sum")
-    return pd.DataFrame({"variance": pooled, "freedom": freedom.groupby(group).transform("sum")})
+def _pooled(variance: np.ndarray, freedom: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The variance of each row, pooled over those of its group, and its degrees of freedom."""
+    weight = np.maximum(freedom, 1e-9)
+    pooled = np.bincount(group, weights=np.nan_to_num(variance) * weight) / np.bincount(group, weights=weight)
+    return pooled[group], np.bincount(group, weights=freedom)[group]
+
+
+def _squares(values: np.ndarray) -> np.ndarray:
+    """(R, K) -> (R,): squared distances from the mean, summed; what is NaN is left out."""
+    return np.nansum((values - _mean(values, axis=1)[:, None]) ** 2, axis=1)
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:

@@ -35,13 +35,24 @@ def vulnerabilities(errors: pd.DataFrame, reduction: str = "per_image", by: Sequ
     by, quantity = list(by), {"per_image": "ratio"}.get(reduction, reduction)
     groups = errors.assign(left_out=~(errors.clean_error > 0)).groupby(by, sort=False, dropna=False)
     counts = groups.agg(images=("image_id", "nunique"), left_out=("left_out", "sum"))
-    parts = [estimates.interval(estimates.estimates(errors, quantity, by)), counts]
+    parts = [estimates.interval(estimates.estimates(errors, quantity, by), quantity=quantity), counts]
     return pd.concat([*parts, groups[["clean_error", "adversarial_error"]].mean()], axis=1).reset_index()
 
 
 def values(errors: pd.DataFrame, quantity: str, by: Sequence[str] = CELL) -> pd.DataFrame:
     """Any quantity of `estimates` of each cell, such as "adversarial_error": the columns of `by`, value, low, high."""
-    return estimates.interval(estimates.estimates(errors, quantity, by)).reset_index()
+    return estimates.interval(estimates.estimates(errors, quantity, by), quantity=quantity).reset_index()
+
+
+def skills(errors: pd.DataFrame) -> pd.DataFrame:
+    """How much of the best constant's error the single-task models take away, a row a main task: clean_error,
+    constant_error (means over images and seeds), skill (1 - their ratio) and learned (whether the cell counts in
+    verdicts). Empty where the errors have no column constant_error."""
+    known = errors if "constant_error" in errors else errors[:0].assign(constant_error=0.0)
+    alone = known[known.main == known.auxiliary].drop_duplicates(["main", "seed", "image_id"])
+    table = alone.groupby("main", sort=False)[["clean_error", "constant_error"]].mean()
+    table["skill"] = 1 - table.clean_error / table.constant_error
+    return table.assign(learned=table.clean_error <= estimates.LEARNED * table.constant_error).reset_index()
 
 
 def against_single_task(errors: pd.DataFrame) -> pd.DataFrame:

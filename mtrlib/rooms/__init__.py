@@ -1,4 +1,4 @@
 """The embedded data set: rooms that are rendered on the fly, with exact labels of all eleven tasks."""
 
-from mtrlib.rooms.rendering import TASKS, draw, load, render
+from mtrlib.rooms.rendering import TASKS, VERSION, draw, load, render
 from mtrlib.rooms.scenes import CLASSES

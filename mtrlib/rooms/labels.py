@@ -1,28 +1,23 @@
 """Labels of rendered rooms from their image and geometry: tensors in, tensors out, on any device.
 
-Table of tasks of the paper, section 4 of arXiv 2110.15053. Images have as many rows as columns (S = size); depth is in
-metres along the axis of the camera; rays are directions in its frame (x right, y up, z towards the viewer) with z = -1,
-so that points are rays * depth; normals are unit vectors of that frame that face the camera. No image depends on those
-beside it: sums of shifts and kornia on one image at a time, since a convolution rounds by the size of its batch.
+Table of tasks of the paper, section 4 of arXiv 2110.15053; statistics near those of Taskonomy's labels as the paper's
+authors read them. Images have as many rows as columns (S = size); depth is in metres along the axis of the camera; rays
+are directions in its frame (x right, y up, z towards the viewer) with z = -1, so that points are rays * depth; normals
+are unit vectors of that frame that face the camera. Filters are sums of shifts, since a convolution rounds by the size
+of its batch: no image depends on those beside it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
-from kornia.feature import hessian_response
-from kornia.filters import gaussian_blur2d, spatial_gradient
 from torch import Tensor
 
-from mtrlib.rooms.scenes import BALL, COLUMN
-
-EDGE_SIGMA = 0.012  # of the Gaussians that smooth edges, as a share of the width of the image
-BLOB_SIGMAS = (0.016, 0.028, 0.048)  # the same for key points
-FULL_EDGE, FULL_BLOB = 0.08, 0.005  # responses that are full, as in the transforms of the paper's authors
-CORNER_SIGMA, CORNER_REACH = 0.2, 0.5  # m
-SMALLEST_RADIUS = 0.15  # m; no ball or column of a room is smaller
+EDGE_SIGMA, DEPTH_SIGMA = 0.012, 0.04  # of the Gaussian that smooths before edges, as a share of the width of the image
+BLOB_SIGMAS = (0.028, 0.048, 0.08)  # the same for key points
+FULL_EDGE, FULL_OCCLUSION, FULL_BLOB = 0.08, 0.4, 0.05  # responses that are full
+WINDOW, REACH = 0.5, 1.25  # m: sigma and end of the window of 3D key points and curvatures
 
 
 def log_depth(metres: Tensor) -> Tensor:
@@ -31,101 +26,72 @@ def log_depth(metres: Tensor) -> Tensor:
 
 
 def occlusion_edges(depth: Tensor) -> Tensor:
-    """Where one surface hides another: (N, S, S) metres along the camera's axis -> (N, 1, S, S) in [-1, 1].
+    """Canny's gradient magnitude of log depth, before thinning: (N, S, S) metres -> (N, 1, S, S) in [-1, 1].
 
-    On a plane the inverse of this depth is affine in the pixel's coordinates. Two neighbours have a plane each, through
-    the pixel and the one behind it. Either the planes meet between the two pixels (a crease: no edge), or they are
-    apart at both; the smaller gap, relative to the farther pixel, is then the strength of an edge, full from 15 % on.
-    Edges are smoothed by a Gaussian of 1.2 % of the width and scaled so that a long, straight, strong edge is 1.
+    As `texture_edges`, of ln(depth), with sigma = 4 %: a long, straight silhouette gives ln(far / near) / sqrt(2 pi);
+    full at 0.4, before something 2.7 times as far away. Slanted surfaces respond weakly, a plane with sigma times
+    the gradient of ln(depth), as in Taskonomy (arXiv 1804.08328); a wall straight ahead gives -1.
     """
-    inverse = 1 / depth
-    edges = torch.maximum(_gaps(inverse), _gaps(inverse.mT).mT)
-    sigma = EDGE_SIGMA * depth.shape[-1]
-    radius = min(math.ceil(3 * sigma), depth.shape[-1] - 1)
-    kernel = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(-radius, radius + 1)]
-    for _ in range(2):  # sums of shifts rather than a convolution, whose rounding depends on the size of the batch
-        padded = torch.nn.functional.pad(edges, (radius, radius), mode="replicate")
-        edges = sum(weight * padded[..., k : k + depth.shape[-1]] for k, weight in enumerate(kernel)).mT
-    strong = sum(kernel) * (kernel[radius] + kernel[radius + 1])  # a straight edge is two pixels wide
-    return (2 * (edges / strong).clamp(0, 1) - 1)[:, None].contiguous()
+    return _canny(depth.log(), DEPTH_SIGMA, FULL_OCCLUSION)
 
 
 def texture_edges(images: Tensor) -> Tensor:
     """Canny's gradient magnitude before thinning: (N, 3, S, S) uint8 -> (N, 1, S, S) in [-1, 1]; -1 where it is flat.
 
-    The Sobel gradient of the luminance in [0, 1] after a Gaussian of sigma = 1.2 % of the width, times sigma: a long,
-    straight step of height h gives h / sqrt(2 pi), less where sigma is about a pixel (96 % of it in an image of 256
-    pixels, 70 % in one of 64, 46 % in one of 32). Clipped to [0, 0.08] (a step of 0.2), then mapped to [-1, 1].
+    The gradient of the luminance in [0, 1] after a Gaussian of sigma = 1.2 % of the width, times sigma: a long,
+    straight step of height h gives h / sqrt(2 pi), less where sigma is about a pixel. Clipped to [0, 0.08] (a step of
+    0.2), then mapped to [-1, 1].
     """
-    sigma = EDGE_SIGMA * images.shape[-1]
-
-    def response(image: Tensor) -> Tensor:
-        return sigma * spatial_gradient(_smooth(image, sigma), "sobel").square().sum(dim=2).sqrt()
-
-    return 2 * (_each(response, images) / FULL_EDGE).clamp(0, 1) - 1
+    return _canny(_luminance(images), EDGE_SIGMA, FULL_EDGE)
 
 
 def blobs(images: Tensor) -> Tensor:
     """2D key points as of SURF, a map without suppression: (N, 3, S, S) uint8 -> (N, 1, S, S) in [-1, 1].
 
-    The determinant of the Hessian of the luminance in [0, 1] after a Gaussian, times sigma^4: the largest over sigma =
-    1.6, 2.8 and 4.8 % of the width. A Gaussian blob of height h and such a sigma gives h^2 / 16 at its centre, less
-    where sigma is about a pixel (79 % of it for 2.8 % of 64 pixels); saddles and straight edges give 0 or less.
-    Clipped to [0, 0.005] (a blob of height 0.28), then mapped to [-1, 1].
+    The root of the determinant of the Hessian of the luminance in [0, 1] after a Gaussian, times sigma^2: the largest
+    over sigma = 2.8, 4.8 and 8 % of the width. A Gaussian blob of height h and such a sigma gives h / 4 at its centre;
+    saddles and straight edges give 0. The root, unlike the determinant, is linear in contrast: weak texture responds
+    too, as in photographs. Clipped to [0, 0.05] (a blob of height 0.2), then mapped to [-1, 1].
     """
-    sigmas = [share * images.shape[-1] for share in BLOB_SIGMAS]
-
-    def response(image: Tensor) -> Tensor:
-        scales = [sigma**4 * hessian_response(_smooth(image, sigma), "diff") for sigma in sigmas]
-        return torch.stack(scales).amax(dim=0)
-
-    return 2 * (_each(response, images) / FULL_BLOB).clamp(0, 1) - 1
+    luminance, scales = _luminance(images), []
+    for share in BLOB_SIGMAS:
+        sigma = share * images.shape[-1]
+        (xx, xy), (_, yy) = (
+            torch.gradient(d, dim=(2, 1)) for d in torch.gradient(_smooth(luminance, sigma), dim=(2, 1))
+        )
+        scales.append(sigma**4 * (xx * yy - xy * xy))
+    return (2 * (torch.stack(scales).amax(dim=0).clamp(min=0).sqrt() / FULL_BLOB).clamp(max=1) - 1)[:, None]
 
 
 def corners(depth: Tensor, rays: Tensor, normal: Tensor) -> Tensor:
     """3D key points, where surfaces face three ways: depth (N, S, S), rays, normal (N, 3, S, S) -> (N, 1, S, S).
 
-    T is the mean of n n^T over the surface seen around a point, and L its smallest eigenvalue: sqrt(L) is the root mean
-    square of the normals' component in the direction that they have least of. It is 0 on a plane, an edge of two
-    planes and the side of a column, sqrt(1/3) where three perpendicular planes share the view, in between on a ball.
-    2 x - 1 is returned, x = sqrt(3 L) in [0, 1].
-
-    Weights are about a Gaussian of 0.2 m, at most a seventh of the image: smoothing by (1, 4, 6, 4, 1) / 16 with holes,
-    over and over at twice the distance, where a neighbour counts by (1 - (distance / 0.5 m)^2) or not at all; T is
-    interpolated between the two levels that have 0.2 m between them. Distances are in space, so what lies behind a
-    surface does not count.
+    T is the mean of n n^T over the surface seen around a point (`_around`), and L its smallest eigenvalue:
+    x = sqrt(L) is the root mean square of the normals' component in the direction that they have least of. It is 0 on
+    a plane, an edge of two planes and the side of a column, sqrt(1/3) where three perpendicular planes share the view,
+    in between on a ball. 2 x - 1 is returned, in [-1, 0.155].
     """
-    size = depth.shape[-1]
     x, y, z = normal.unbind(dim=1)
-    values = torch.stack([x * x, y * y, z * z, x * y, x * z, y * z, torch.ones_like(x)], dim=1)
-    points = rays * depth[:, None]
-    pixel = depth * (rays[:, 0, :1, 1:2] - rays[:, 0, :1, :1])  # m
-    levels = max(1, int(math.log2(size / 4)))
-    level = (0.5 * torch.log2(1 + 3 * (CORNER_SIGMA / pixel).square())).clamp(max=levels)[:, None]
-    tensor = values[:, :6] * (1 - level).clamp(min=0)
-    for k in range(levels):  # after k + 1 of them, the variance is (4^(k + 1) - 1) / 3 squared pixels
-        for dim in (2, 3):
-            values = _with_holes(values, points, 2**k, dim)
-        tensor = tensor + values[:, :6] / values[:, 6:] * (1 - (level - k - 1).abs()).clamp(min=0)
-    smallest = _smallest_eigenvalue(tensor.double()).clamp(min=0)
-    return (2 * (3 * smallest).sqrt().clamp(max=1) - 1).float()
+    products = torch.stack([x * x, y * y, z * z, x * y, x * z, y * z], dim=1)
+    smallest = _smallest_eigenvalue(_around(products, depth, rays).double()).clamp(min=0)
+    return (2 * smallest.sqrt() - 1).float()
 
 
-def curvatures(shape: Tensor, radius: Tensor, upright: Tensor) -> Tensor:
-    """Principal curvatures, the larger one first, times 0.15 m: three (N, S, S) -> (N, 2, S, S) in [0, 1].
+def curvatures(depth: Tensor, rays: Tensor, normal: Tensor) -> Tensor:
+    """Principal curvatures in 1/m, the larger first: (N, S, S), two (N, 3, S, S) -> (N, 2, S, S), clipped to [-1, 1].
 
-    Curvature (1/m) is positive where a surface bulges towards the camera, and no surface of a room is hollow: (1/r,
-    1/r) on a ball of radius r, (1/r, 0) on the side of a column, (0, 0) on planes. The smallest radius, 0.15 m, is 1.
-
-    Parameters
-    ----------
-    shape : kind of surface, as in `scenes` (planes, boxes, columns, balls).
-    radius : in metres, where the surface has one.
-    upright : vertical component of the unit normal in the world, +-1 on the flat ends of a column.
+    Curvature (1/m) is positive where a surface bulges towards the camera: (1/r, 1/r) on a ball of radius r, (1/r, 0) on
+    the side of a column, (0, 0) on a plane. Creases are rounded by the window: about (1, 0) on the edge of a box and
+    (0, -1) where a wall meets the floor. They are the eigenvalues of the matrix S that fits dn = S dx best, n and x the
+    normals and points of neighbouring pixels of the surface seen around a point (`_around`).
     """
-    bend = (SMALLEST_RADIUS / radius).clamp(0, 1)
-    first = (shape == BALL) | ((shape == COLUMN) & (upright.abs() < 0.5))
-    return torch.stack([bend * first, bend * (shape == BALL)], dim=1)
+    (xu, nu), (xv, nv) = (_steps(rays * depth[:, None], normal, dim) for dim in (3, 2))
+    products = torch.stack([xu * xu, xu * xv, xv * xv, xu * nu, (xu * nv + xv * nu) / 2, xv * nv], dim=1).sum(dim=2)
+    uu, uv, vv, first, mixed, last = _around(products, depth, rays).unbind(dim=1)
+    area = (uu * vv - uv * uv).clamp(min=1e-12)
+    mean = (vv * first - 2 * uv * mixed + uu * last) / (2 * area)
+    spread = (mean.square() - (first * last - mixed.square()) / area).clamp(min=0).sqrt()
+    return torch.stack([mean + spread, mean - spread], dim=1).clamp(-1, 1)
 
 
 def reshading(rays: Tensor, normal: Tensor) -> Tensor:
@@ -142,31 +108,67 @@ def colours(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def _each(response: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """A response of the luminance of each image by itself: (N, 3, S, S) uint8 -> (N, 1, S, S).
+def _luminance(images: Tensor) -> Tensor:
+    """(N, 3, S, S) uint8 -> (N, S, S) in [0, 1]."""
+    red, green, blue = images.float().unbind(dim=1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue) / 255
 
-    In float64, which no accelerator rounds to fewer bits in a convolution.
+
+def _canny(values: Tensor, share: float, full: float) -> Tensor:
+    """Gradient magnitude after a Gaussian, times its sigma: (N, S, S) -> (N, 1, S, S), 0 to `full` as -1 to 1."""
+    sigma = share * values.shape[-1]
+    across, along = torch.gradient(_smooth(values, sigma), dim=(1, 2))
+    return (2 * (sigma / full * torch.hypot(across, along)).clamp(max=1) - 1)[:, None]
+
+
+def _smooth(values: Tensor, sigma: float) -> Tensor:
+    """(N, S, S), convolved with a Gaussian of sigma pixels."""
+    size, radius = values.shape[-1], math.ceil(3 * sigma)
+    kernel = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(-radius, radius + 1)]
+    for _ in range(2):
+        padded = torch.nn.functional.pad(values, (radius, radius), mode="replicate")
+        values = sum(weight / sum(kernel) * padded[..., k : k + size] for k, weight in enumerate(kernel)).mT
+    return values
+
+
+def _around(values: Tensor, depth: Tensor, rays: Tensor) -> Tensor:
+    """Means of values (N, C, S, S) over the surface seen around each point, about a Gaussian of sigma = 0.5 m.
+
+    At most a seventh of the image: smoothing by (1, 4, 6, 4, 1) / 16 with holes, over and over at twice the distance,
+    where a neighbour counts by (1 - (distance / 1.25 m)^2) or not at all; interpolated between the two levels that
+    have 0.5 m between them. Distances are in space, so what lies behind a surface does not count.
     """
-    red, green, blue = images.double().unbind(dim=1)
-    luminance = (0.299 * red + 0.587 * green + 0.114 * blue) / 255
-    return torch.cat([response(image[None, None]) for image in luminance]).float()
+    size, points = depth.shape[-1], rays * depth[:, None]
+    pixel = depth * (rays[:, 0, :1, 1:2] - rays[:, 0, :1, :1])  # m
+    levels = max(1, int(math.log2(size / 4)))
+    level = (0.5 * torch.log2(1 + 3 * (WINDOW / pixel).square())).clamp(max=levels)[:, None]
+    mean = values * (1 - level).clamp(min=0)
+    values = torch.cat([values, torch.ones_like(values[:, :1])], dim=1)
+    for k in range(levels):  # after k + 1 of them, the variance is (4^(k + 1) - 1) / 3 squared pixels
+        for dim in (2, 3):
+            values = _with_holes(values, points / REACH, 2**k, dim)
+        mean = mean + values[:, :-1] / values[:, -1:] * (1 - (level - k - 1).abs()).clamp(min=0)
+    return mean
 
 
-def _smooth(image: Tensor, sigma: float) -> Tensor:
-    """(1, 1, S, S), convolved with a Gaussian of sigma pixels."""
-    width = 2 * math.ceil(3 * sigma) + 1
-    return gaussian_blur2d(image, (width, width), (sigma, sigma), border_type="replicate")
+def _steps(points: Tensor, normal: Tensor, dim: int) -> list[Tensor]:
+    """Steps of points and normals from one neighbour along `dim` to the other, without those over a hole."""
+    pad = (1, 1, 0, 0) if dim == 3 else (0, 0, 1, 1)
+    size, steps = points.shape[dim], [values.diff(dim=dim) for values in (points, normal)]
+    weight = (1 - steps[0].square().sum(dim=1, keepdim=True) / WINDOW**2).clamp(min=0)
+    padded = [torch.nn.functional.pad(weight * step, pad) for step in steps]
+    return [step.narrow(dim, 0, size) + step.narrow(dim, 1, size) for step in padded]
 
 
 def _with_holes(values: Tensor, points: Tensor, step: int, dim: int) -> Tensor:
-    """Values (N, C, S, S) of points (N, 3, S, S), in metres, summed over pixels up to 2 `step` away along `dim`."""
+    """Values (N, C, S, S) of points (N, 3, S, S), in shares of the reach, summed up to 2 `step` pixels along `dim`."""
     size, reach = values.shape[dim], 2 * step
     pad = (reach, reach, 0, 0) if dim == 3 else (0, 0, reach, reach)
     wide, wide_points = (torch.nn.functional.pad(tensor, pad) for tensor in (values, points))
     total = 6 / 16 * values
     for k, share in ((-2, 1), (-1, 4), (1, 4), (2, 1)):
         x, y, z = (wide_points.narrow(dim, reach + k * step, size) - points).unbind(dim=1)
-        weight = (1 - (x * x + y * y + z * z) / CORNER_REACH**2).clamp(min=0) * (share / 16)
+        weight = (1 - x * x - y * y - z * z).clamp(min=0) * (share / 16)
         total = total + weight[:, None] * wide.narrow(dim, reach + k * step, size)
     return total
 
@@ -184,17 +186,3 @@ def _smallest_eigenvalue(tensor: Tensor) -> Tensor:
     determinant = x * (y * z - yz * yz) - xy * (xy * z - yz * xz) + xz * (xy * yz - y * xz)
     cosine = (determinant / (2 * spread**3).clamp(min=1e-300)).clamp(-1, 1)
     return mean + 2 * spread * torch.cos(cosine.acos() / 3 + 2 * math.pi / 3)
-
-
-def _gaps(inverse: Tensor) -> Tensor:
-    """Strength in [0, 1] of the edges between horizontal neighbours, at both of them: (N, H, W) -> (N, H, W)."""
-    padded = torch.cat(
-        [2 * inverse[..., :1] - inverse[..., 1:2], inverse, 2 * inverse[..., -1:] - inverse[..., -2:-1]], -1
-    )
-    step = padded.diff(dim=-1)
-    at_left = step[..., 1:-1] - step[..., 2:]  # plane of the right pixel minus that of the left, at the left pixel
-    at_right = step[..., 1:-1] - step[..., :-2]  # the same at the right pixel
-    gap = torch.minimum(at_left.abs(), at_right.abs()) * (at_left * at_right > 0)
-    gap = gap / torch.minimum(inverse[..., 1:], inverse[..., :-1])
-    gap = ((gap - 0.01) / 0.14).clamp(0, 1)
-    return torch.maximum(torch.nn.functional.pad(gap, (0, 1)), torch.nn.functional.pad(gap, (1, 0)))

@@ -1,11 +1,9 @@
 """Rooms: indoor scenes drawn from a seed and rendered by casting one ray a pixel, with labels from the geometry.
 
 Stands in for Taskonomy (section 4 of the paper, arXiv 2110.15053) where its files are not at hand: its eleven tasks in
-the same form. World and camera frames are right-handed, in metres, y up. The camera looks along -z of its own frame: x
-is right, y up and z towards the viewer, so normals of surfaces straight ahead are (0, 0, 1).
-
-Every image is a room of its own, with a camera of its own; `scenes` says what stands in it, `casting` what a pixel sees
-and `labels` what the targets are.
+the same form. World and camera frames are right-handed, in metres, y up; the camera looks along -z of its own frame: x
+is right and z towards the viewer, so normals of surfaces straight ahead are (0, 0, 1). Every image is a room of its
+own, with a camera of its own; `scenes` says what stands in it, `casting` what a pixel sees, `labels` what targets are.
 """
 
 from __future__ import annotations
@@ -20,19 +18,31 @@ import torch
 from torch import Tensor
 
 from mtrlib.dataset import SPLITS, Dataset
-from mtrlib.rooms import casting
-from mtrlib.rooms.scenes import CLASSES, COLOUR, EMIT, HALF, TEXTURE, UNIFORMS, decode
-from mtrlib.tasks import TASKS as ALL_TASKS
+from mtrlib.rooms import casting, labels
+from mtrlib.rooms.scenes import CLASSES, COLOUR, EMIT, TEXTURE, UNIFORMS, decode
 
-TASKS = "sdDnkKeEprA"
-_RENDERED = "sdDnE"  # made with the images; the others when they are first asked for
+# By task letter, from what `render` gives.
+_TARGETS: dict[str, Callable[[dict[str, Tensor]], Tensor]] = {
+    "s": lambda view: view["label"],
+    "d": lambda view: labels.log_depth(view["depth"])[:, None],
+    "D": lambda view: labels.log_depth(view["depth"] * view["rays"].square().sum(dim=1).sqrt())[:, None],
+    "n": lambda view: view["normal"],
+    "k": lambda view: labels.blobs(view["image"]),
+    "K": lambda view: labels.corners(view["depth"], view["rays"], view["normal"]),
+    "e": lambda view: labels.texture_edges(view["image"]),
+    "E": lambda view: labels.occlusion_edges(view["depth"]),
+    "p": lambda view: labels.curvatures(view["depth"], view["rays"], view["normal"]),
+    "r": lambda view: labels.reshading(view["rays"], view["normal"]),
+    "A": lambda view: labels.colours(view["image"]),
+}
+TASKS = "".join(_TARGETS)
 _NUMBER = {"train": 1024, "test": 256}
+VERSION = 2  # raised when a seed gives other rooms or labels on purpose: files that were written from them tell it
 
 
 def load(*, tasks: str, split: str, size: int, limit: int | None = None, seed: int = 0) -> Dataset:
-    """Draw and render rooms. The last four renderings are kept in memory and shared: do not write to the tensors.
-
-    Targets of k, K, e, p, r and A are made when they are first asked for, the last 24 of them kept.
+    """Draw and render rooms. The last four renderings and 24 targets are kept in memory and shared: do not write to
+    them. A target is made when it is first asked for.
 
     Parameters
     ----------
@@ -45,33 +55,18 @@ def load(*, tasks: str, split: str, size: int, limit: int | None = None, seed: i
     Returns
     -------
     Dataset : every pixel is valid (masks are None). Its targets are labels of the ray through the centre of a pixel or,
-    for k, e and A, of the image with its noise; `labels` defines them. S = size:
-        s : (N, S, S) uint8, index into CLASSES.
-        d, D : (N, 1, S, S) float32 in [0, 1], log(1 + 512 m) / log(2^16) of the depth m in metres, along the axis of
-            the camera (d) or along the ray (D). Taskonomy stores 16 bits of 1/512 m; the authors take this log.
-        n : (N, 3, S, S) float32 in [-1, 1], unit normals, frame of the camera (x right, y up, z towards the viewer).
-        k : (N, 1, S, S) float32 in [-1, 1], blobs and corners of the image: determinant of the Hessian over three
-            scales, clipped to [0, 0.005]; -1 where there is none.
-        K : (N, 1, S, S) float32 in [-1, 1], corners of the surface: how far the normals around a point, over about 0.2
-            m, span three directions; -1 on planes and edges, most where three perpendicular planes meet.
-        e : (N, 1, S, S) float32 in [-1, 1], edges of the image: Canny's gradient magnitude before thinning, clipped to
-            [0, 0.08]; -1 where it is flat.
-        E : (N, 1, S, S) float32 in [-1, 1], occlusion edges; -1 where there is none.
-        p : (N, 2, S, S) float32 in [0, 1], principal curvatures, the larger one first, times 0.15 m.
-        r : (N, 1, S, S) float32 in [-1, 1], 2 x - 1 of the cosine x between normal and view direction.
-        A : (N, 3, S, S) float32 in [-1, 1], the image.
+    for k, e and A, of the image with its noise, as `labels` defines them; s is (N, S, S) uint8, index into CLASSES, the
+    others are float32, (N, C, S, S), in [0, 1] (d, D) or [-1, 1]; n is in the frame of the camera.
     """
     if not tasks or set(tasks) - set(TASKS):
         raise ValueError(f"Parameter tasks should be letters out of {TASKS!r} for rooms. Found tasks = {tasks!r}.")
     if size < 8:
         raise ValueError(f"Parameter size should be at least 8 pixels for rooms. Found size = {size!r}.")
-    limit = _NUMBER[_check_split(split)] if limit is None else limit
-    images, targets = _rendered(split, size, limit, seed)
-    targets = {x: targets[x] if x in _RENDERED else _further(x, split, size, limit, seed) for x in tasks}
+    limit = _NUMBER.get(split) if limit is None else limit
     return Dataset(
         name="rooms",
-        images=images,
-        targets=targets,
+        images=_view(split, size, limit, seed)["image"],
+        targets={letter: _target(letter, split, size, limit, seed) for letter in tasks},
         masks=dict.fromkeys(tasks),
         ids=tuple(f"{split}-{seed}-{i:05d}" for i in range(limit)),
         class_names=CLASSES,
@@ -92,129 +87,110 @@ def draw(split: str, limit: int, seed: int = 0) -> dict[str, Tensor]:
         look : (N, 4), ambient light, exposure, standard deviation of the noise, blue cast.
         noise_seed : (N,) int64.
     """
-    number = SPLITS.index(_check_split(split))
-    uniforms, noise_seed = np.empty((limit, UNIFORMS)), np.empty(limit, dtype=np.int64)
+    if split not in SPLITS:
+        raise ValueError(f"Parameter split should be one of {', '.join(SPLITS)}. Found split = {split!r}.")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"Parameter seed should be a non-negative integer. Found seed = {seed!r}.")
+    uniforms, noise_seed = np.empty((limit, UNIFORMS)), np.empty(limit, dtype=np.int64)
     for i in range(limit):
-        stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(number, i))))
+        key = (SPLITS.index(split), i)
+        stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
         uniforms[i] = stream.random(UNIFORMS)
         noise_seed[i] = stream.integers(2**62)
     rooms = {name: torch.from_numpy(values.astype(np.float32)) for name, values in decode(uniforms).items()}
-    rooms["camera"] = casting.choose_camera(rooms)
+    rooms["camera"] = casting.choose_camera(rooms, rooms.pop("cameras"))
     rooms["noise_seed"] = torch.from_numpy(noise_seed)
     return rooms
 
 
-def render(rooms: dict[str, Tensor], size: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+def render(rooms: dict[str, Tensor], size: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
     """Cast one ray a pixel into each room (all at once: see `load` for bounded memory).
 
     Returns
     -------
-    dict : on `device`, with
+    dict : on `device`, or where the tensors of the rooms are, with
         image : (N, 3, H, W) uint8.
-        label : (N, H, W) uint8, index into CLASSES.
-        surface : (N, H, W) int32, row of the table `surfaces`.
+        label, surface : (N, H, W) uint8 and int32, index into CLASSES and row of the table `surfaces`.
         depth : (N, H, W), metres along the axis of the camera.
         rays : (N, 3, H, W), directions in the frame of the camera with z = -1; points are rays * depth, in metres.
         normal : (N, 3, H, W), unit length, frame of the camera.
     """
-    scene = {name: values.to(device) for name, values in rooms.items()}
-    hits = casting.cast(scene, size)
-    distance = hits.rays.square().sum(dim=1).sqrt() * hits.depth
-    facing = -sum(n * w for n, w in zip(hits.normal, hits.world, strict=True)) * hits.depth / distance
-    pixel = distance * (2 * scene["camera"][:, 5:] / size) / facing.clamp(min=0.05)  # metres that a pixel spans
-    colour = _texture(hits.rows, hits.local, hits.local_normal, pixel, hits.border)
-    irradiance = _irradiance(scene, hits.points, hits.normal)
-    glow = hits.rows[EMIT] * ~hits.border
-    radiance = [c * (light + glow) for c, light in zip(colour, irradiance, strict=True)]
-    image = _develop(scene, torch.stack(radiance, dim=1).view(-1, 3, size, size))
-    return {"image": image, **casting.geometry(scene, hits)}
-
-
-_drawn = lru_cache(maxsize=4)(draw)
+    rooms = {name: values.to(device=device) for name, values in rooms.items()}
+    hits, rays = casting.cast(rooms, size), _rays(rooms, size)
+    distance = rays.square().sum(dim=1).sqrt().flatten(1) * hits.depth
+    facing = -sum(hits.normal * hits.ray) * hits.depth / distance
+    pixel = distance * (2 * rooms["camera"][:, 5:] / size) / facing.clamp(min=0.05)  # metres that a pixel spans
+    light = _irradiance(rooms, hits.points, hits.normal) + hits.rows[EMIT] * ~hits.border
+    radiance = _texture(hits, pixel) * light
+    return {
+        "image": _develop(rooms, _square(radiance)),
+        "label": hits.rows[0].to(torch.uint8).view(-1, size, size),
+        "surface": hits.surface.view(-1, size, size),
+        "depth": hits.depth.view(-1, size, size),
+        "rays": rays,
+        "normal": _square(casting.to_camera(rooms["camera"], hits.normal)),
+    }
 
 
 @lru_cache(maxsize=4)
-def _rendered(
-    split: str, size: int, limit: int, seed: int, chunk: int | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Images (N, 3, S, S) uint8 and the targets of _RENDERED, on the CPU."""
-    from mtrlib.rooms import labels  # not before rooms are rendered, and not in a thread: it imports kornia
+def _view(split: str, size: int, limit: int, seed: int, chunk: int | None = None) -> dict[str, Tensor]:
+    """What targets are made from, as `render` gives it, and the cameras in the place of their rays; on the CPU."""
+    rooms = draw(split, limit, seed)
 
-    rooms = _drawn(split, limit, seed)
-    images = torch.empty(limit, 3, size, size, dtype=torch.uint8)
-    targets = {letter: torch.empty(limit, 3 if letter == "n" else 1, size, size) for letter in "dDnE"}
-    targets["s"] = torch.empty(limit, size, size, dtype=torch.uint8)
+    def make(part: dict[str, Tensor]) -> dict[str, Tensor]:
+        view = render(part, size)
+        return {name: view[name] for name in ("image", "label", "depth", "normal")}
 
-    def fill(part: slice, device: str) -> None:
-        view = render({name: values[part] for name, values in rooms.items()}, size, device)
-        depth = view["depth"][:, None]
-        images[part], targets["s"][part], targets["n"][part] = view["image"], view["label"], view["normal"]
-        targets["d"][part] = labels.log_depth(depth)
-        targets["D"][part] = labels.log_depth(depth * view["rays"].square().sum(dim=1, keepdim=True).sqrt())
-        targets["E"][part] = labels.occlusion_edges(view["depth"])
-
-    _in_chunks(fill, limit, size, chunk)
-    return images, targets
+    return {**_in_chunks(make, rooms, size, chunk), "camera": rooms["camera"]}
 
 
 @lru_cache(maxsize=24)
-def _further(letter: str, split: str, size: int, limit: int, seed: int, chunk: int | None = None) -> Tensor:
-    """The target (N, C, S, S) of a task that is not in _RENDERED, on the CPU."""
-    from mtrlib.rooms import labels
+def _target(letter: str, split: str, size: int, limit: int, seed: int, chunk: int | None = None) -> Tensor:
+    """The target of a task, (N, C, S, S) or (N, S, S), on the CPU."""
 
-    rooms, (images, targets) = _drawn(split, limit, seed), _rendered(split, size, limit, seed)
-    target = torch.empty(limit, ALL_TASKS[letter].channels, size, size)
-    of_image = {"k": labels.blobs, "e": labels.texture_edges, "A": labels.colours}
+    def make(part: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {letter: _TARGETS[letter]({**part, "rays": _rays(part, size)})}
 
-    def fill(part: slice, device: str) -> None:
-        if letter in of_image:
-            target[part] = of_image[letter](images[part].to(device))
-            return
-        scene = {name: values[part].to(device) for name, values in rooms.items()}
-        if letter == "r":
-            rays = casting.camera_rays(scene["camera"], size)[0].view(-1, 3, size, size)
-            target[part] = labels.reshading(rays, targets["n"][part].to(device))
-            return
-        hits = casting.cast(scene, size)
-        view = casting.geometry(scene, hits)
-        if letter == "K":
-            target[part] = labels.corners(view["depth"], view["rays"], view["normal"])
-        else:
-            shape, radius, upright = hits.rows[1], hits.rows[HALF][0], hits.normal[1]
-            target[part] = labels.curvatures(*(x.view(-1, size, size) for x in (shape, radius, upright)))
-
-    _in_chunks(fill, limit, size, chunk)
-    return target
+    return _in_chunks(make, _view(split, size, limit, seed), size, chunk)[letter]
 
 
-def _in_chunks(fill: Callable[[slice, str], None], limit: int, size: int, chunk: int | None) -> None:
-    """Call `fill` with the rooms of each chunk, and the device for them.
+def _in_chunks(make: Callable, tensors: dict[str, Tensor], size: int, chunk: int | None) -> dict[str, Tensor]:
+    """What `make` gives of some rooms at a time, on an accelerator where there is one, put together on the CPU.
 
-    On the CPU, each of torch's threads fills chunks of its own: operations on a chunk are too short to be shared.
+    On the CPU, each of torch's threads makes chunks of its own: operations on a chunk are too short to be shared.
     """
     on_gpu, threads = torch.cuda.is_available(), torch.get_num_threads()
-    chunk = chunk or max(1, (2**21 if on_gpu else 2**15) // size**2)
-    parts = [slice(start, start + chunk) for start in range(0, limit, chunk)]
-    device = "cuda" if on_gpu else "cpu"
+    chunk = chunk or max(1, (2**21 if on_gpu else 2**16) // size**2)
+
+    def made(start: int) -> dict[str, Tensor]:
+        part = {name: values[start : start + chunk] for name, values in tensors.items()}
+        if not on_gpu:
+            return make(part)
+        return {name: values.cpu() for name, values in make({k: v.cuda() for k, v in part.items()}).items()}
+
     try:
         with ThreadPoolExecutor(1 if on_gpu else threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(lambda part: fill(part, device), parts))
+            parts = list(pool.map(made, range(0, len(tensors["camera"]), chunk)))
     finally:
         torch.set_num_threads(threads)
+    return {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}
 
 
-def _check_split(split: str) -> str:
-    if split not in SPLITS:
-        raise ValueError(f"Parameter split should be one of {', '.join(SPLITS)}. Found split = {split!r}.")
-    return split
+def _rays(rooms: dict[str, Tensor], size: int) -> Tensor:
+    return _square(casting.camera_rays(rooms["camera"], size))
 
 
-def _texture(rows: Tensor, local: list[Tensor], normal: list[Tensor], pixel: Tensor, border: Tensor) -> list[Tensor]:
-    """Albedo, three (N, P): plain, striped, checkered, marbled, wooden or tiled, fading before it aliases."""
+def _square(vectors: Tensor) -> Tensor:
+    """(3, N, S^2) -> (N, 3, S, S)."""
+    size = math.isqrt(vectors.shape[-1])
+    return vectors.transpose(0, 1).reshape(-1, 3, size, size)
+
+
+def _texture(hits: casting.Hits, pixel: Tensor) -> Tensor:
+    """Albedo, (3, N, P): plain, striped, checkered, marbled, wooden or tiled, fading before it aliases."""
+    rows, local = hits.rows, hits.local
     kind, cycles, phase, cos, sin = rows[TEXTURE]
-    steep = [value.abs() for value in normal]
+    steep = hits.local_normal.abs()
     on_x = steep[0] > torch.maximum(steep[1], steep[2])
     on_y = steep[1] > torch.maximum(steep[0], steep[2])
     rate = 2 * math.pi * cycles
@@ -236,22 +212,22 @@ def _texture(rows: Tensor, local: list[Tensor], normal: list[Tensor], pixel: Ten
     mix = 0.5 + 0.5 * pattern * (1.6 - 3 * cycles * pixel).clamp(0, 1)
     frame = torch.where(rows[0] == CLASSES.index("picture"), 0.06, 0.7)
     first, second = rows[COLOUR][:3], rows[COLOUR][3:]
-    return [torch.where(border, frame, one + (two - one) * mix) for one, two in zip(first, second, strict=True)]
+    return torch.where(hits.border, frame, first + (second - first) * mix)
 
 
-def _irradiance(rooms: dict[str, Tensor], points: list[Tensor], normal: list[Tensor]) -> list[Tensor]:
-    """Three (N, P): ambient light and two lamps, by Lambert's law, fading with distance. The first casts shadows."""
+def _irradiance(rooms: dict[str, Tensor], points: Tensor, normal: Tensor) -> Tensor:
+    """(3, N, P): ambient light and two lamps, by Lambert's law, fading with distance. The first casts shadows."""
     ambient = rooms["look"][:, :1] * (0.8 + 0.2 * normal[1])
-    total = [ambient, ambient, ambient * rooms["look"][:, 3:]]
+    total = torch.stack([ambient, ambient, ambient * rooms["look"][:, 3:]])
     for number, light in enumerate(rooms["lights"].unbind(dim=1)):
-        ray = [points[k] - light[:, k, None] for k in range(3)]
-        squared = sum(r.square() for r in ray) + 1e-4
-        lambert = -sum(n * r for n, r in zip(normal, ray, strict=True)) * squared.rsqrt()
-        lambert = lambert.clamp(min=0) / (1 + 0.4 * squared)
+        place, colour = light.t()[:, :, None].split(3)
+        ray = points - place
+        squared = sum(ray.square()) + 1e-4
+        lambert = (-sum(normal * ray) * squared.rsqrt()).clamp(min=0) / (1 + 0.4 * squared)
         if number == 0:
             far, nothing = torch.full_like(squared, 0.995), torch.zeros_like(squared, dtype=torch.int32)
             lambert = lambert * (casting.cast_objects(rooms, light[:, :3], ray, far, nothing)[1] == 0)
-        total = [t + lambert * light[:, 3 + k, None] for k, t in enumerate(total)]
+        total = total + lambert * colour
     return total
 
 

@@ -136,3 +136,38 @@ def _measure(model: MultiTaskModel, images: Tensor, targets: dict, masks: dict) 
         of_tasks = [getattr(defined[t], kind)(outputs[t], targets[t], masks[t]) for t in model.tasks]
         found[kind] = torch.cat(of_tasks).cpu().numpy()
     return found
+
+
+def constant_errors(train: Dataset, test: Dataset) -> pd.DataFrame:
+    """The errors of the best constant predictor of each task: what a model that has learned nothing reaches.
+
+    Of classes it is the most frequent one; of values the mean or the median of each channel over the valid pixels of
+    the training images, whichever errs less on them.
+
+    Returns
+    -------
+    One row a test image and task: task, image_id, constant_error, in the unit of the task's error.
+    """
+    frames = []
+    for letter, target in train.targets.items():
+        task, mask, of_test = train.tasks[letter], train.masks[letter], test.targets[letter]
+        flat = target.flatten(2) if target.dim() == 4 else target.flatten(1)
+        valid = (
+            torch.ones(len(target), flat.shape[-1], dtype=torch.bool, device=flat.device)
+            if mask is None
+            else mask.flatten(1)
+        )
+        if task.kind == "classes":
+            most = torch.bincount(flat[valid].long(), minlength=task.channels).argmax()
+            constants = [torch.nn.functional.one_hot(most, task.channels)]
+        else:
+            pixels = flat.transpose(0, 1)[:, valid]
+            constants = [pixels.mean(dim=1), pixels.median(dim=1).values]
+
+        def error(constant: Tensor, to: Tensor, under: Tensor | None, task=task) -> Tensor:
+            return task.error(constant.float()[None, :, None, None].expand(len(to), -1, *to.shape[-2:]), to, under)
+
+        best = min(constants, key=lambda constant, of=(target, mask): error(constant, *of).nanmean().item())
+        errors = error(best, of_test, test.masks[letter]).cpu().numpy()
+        frames.append(pd.DataFrame({"task": letter, "image_id": test.ids, "constant_error": errors}))
+    return pd.concat(frames, ignore_index=True)

@@ -1,29 +1,26 @@
 """The errors of a tier, in one sealed file: with it every table, figure and verdict comes out again without training.
 
-The file is a Parquet table that pandas reads as it is (`tables`): the errors table, with the key of each evaluation and
-its whole specification as JSON; in its words the records of the models, the other tables that the notebooks read
-(gradients, what the published code does), and the digests of the code that computed it all (`sources`). Released errors
-are the record of the version that made them, so they are found by specification, whatever the code.
+The file is a Parquet table that pandas reads as it is: the errors table, with the key of each evaluation and its whole
+specification as JSON; in its words the records of the models, the other tables that the notebooks read (gradients, what
+the published code does), and the digests of the code that computed it all (`sources`). Released errors are the record
+of the version that made them, so they are found by specification, whatever the code.
 """
-
-from __future__ import annotations
 
 import base64
 import io
 import json
+from collections import defaultdict
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from mtrlib import sealed
 from mtrlib.specs import Evaluation, ModelSpec, key_of
-from mtrlib.store import sources, tables
+from mtrlib.store import sources
 
-if TYPE_CHECKING:
-    from mtrlib.store.store import Store
-
+_text = partial(json.dumps, sort_keys=True)
 _PACKED = {"compression": "zstd", "dictionary_pagesize_limit": 2**25}
 MEASURED = ["task", "image_id", "clean_error", "adversarial_error", "clean_loss", "adversarial_loss"]
 
@@ -37,37 +34,35 @@ class Released:
 
     def __init__(self, path: Path | None = None, any_precision: bool = False):
         self.path, self.any_precision = path, any_precision
-        self._records: dict[str, dict] = {}
-        self._tables: dict[str, tuple[pd.DataFrame, Any]] = {}
-        self.code: dict[str, str] = {}
+        self.code, self._records, self._tables = {}, {}, {}
         if path is None:
             return
         if not path.is_file():
             raise ValueError(f'Parameter released should be a file of released errors, or "" for none. Found {path}.')
-        rows, words = tables.read(path, "file of released errors")
+        rows, words = sealed.read_table(path, "file of released errors")
         try:
             self.code = words["code"]
-            self._records = {self._name("model", record["spec"]): record for record in words["models"]}
-            self._add("errors", rows[["specification", *MEASURED]])
+            self._records = {self._key("model", record["spec"]): record for record in words["models"]}
+            of_kind = {"errors": rows[["specification", *MEASURED]]}
             for kind, content in words["tables"].items():
-                self._add(kind, pd.read_parquet(io.BytesIO(base64.b64decode(content))))
+                of_kind[kind] = pd.read_parquet(io.BytesIO(base64.b64decode(content)))
+            for kind, rows in of_kind.items():
+                values = rows.drop(columns="specification")
+                for about, places in rows.groupby("specification", sort=False).indices.items():
+                    self._tables[self._key(kind, json.loads(about))] = values, places
         except (LookupError, TypeError, ValueError) as error:  # ArrowInvalid among them
             raise sealed.Damaged(path, f"it is no file of released errors ({error})") from error
 
     def record(self, spec: ModelSpec) -> dict | None:
         """As `Store.record`; None for a model that is not in it."""
-        return self._records.get(self._name("model", spec.model_dump(mode="json")))
-
-    def has(self, kind: str, about: dict) -> bool:
-        """Whether the table of this kind and specification is in it."""
-        return self._name(kind, about) in self._tables
+        return self._records.get(self._key("model", spec.model_dump(mode="json")))
 
     def table(self, kind: str, about: dict) -> pd.DataFrame | None:
         """The table as it was measured; None for one that is not in it."""
-        if not self.has(kind, about):
+        values, places = self._tables.get(self._key(kind, about), (None, None))
+        if values is None:
             return None
-        rows, places = self._tables[self._name(kind, about)]
-        rows = rows.take(places).reset_index(drop=True)
+        rows = values.take(places).reset_index(drop=True)
         return rows if kind == "errors" else rows.dropna(axis=1, how="all")  # columns that only others have
 
     def changed(self) -> list[str]:
@@ -79,27 +74,28 @@ class Released:
         """What it is and what wrote it, in one line, and where the code has changed since; "" without a file."""
         if self.path is None:
             return ""
-        written = [record["written_by"] for record in self._records.values()]
-        by = " and ".join(dict.fromkeys(f"{each['mtrlib']} at {each['commit']}" for each in written))
-        precisions = " and ".join(dict.fromkeys(record["spec"]["precision"] for record in self._records.values()))
-        text = f"Released errors of {len(self._records)} models, computed by mtrlib {by}, convolutions in {precisions}."
+        records = self._records.values()
+        by = dict.fromkeys("{mtrlib} at {commit}".format(**record["written_by"]) for record in records)
+        precisions = " and ".join(dict.fromkeys(record["spec"]["precision"] for record in records))
+        text = f"Released errors of {len(records)} models, computed by mtrlib {' and '.join(by)}, "
+        text += f"convolutions in {precisions}."
         if changed := self.changed():
             text += f" Since then the code of {', '.join(changed)} has changed: what it gives now may differ."
         return text
 
-    def _add(self, kind: str, rows: pd.DataFrame) -> None:
-        content = rows.drop(columns="specification")
-        for about, places in rows.groupby("specification", sort=False).indices.items():
-            self._tables[self._name(kind, json.loads(about))] = content, places
-
-    def _name(self, kind: str, about: dict) -> str:
+    def _key(self, kind: str, about: dict) -> str:
         return key_of({"kind": kind, "of": _without_precision(about) if self.any_precision else about})
 
 
-def write(
-    path: Path, store: Store, models: Iterable[ModelSpec], evaluations: Iterable[Evaluation]
-) -> tuple[int, int, int]:
-    """Write the errors of models and evaluations that a store has, and all its other tables of these models.
+def _without_precision(content):
+    if isinstance(content, dict):
+        return {name: _without_precision(value) for name, value in content.items() if name != "precision"}
+    return [_without_precision(each) for each in content] if isinstance(content, list) else content
+
+
+def write(path: Path, store, models: Iterable[ModelSpec], evaluations: Iterable[Evaluation]) -> tuple[int, int, int]:
+    """Write the errors of models and evaluations that a `Store` has, and all its other tables of these models that
+    this code measured.
 
     Returns the numbers of models, evaluations and other tables; ValueError where the store lacks some of them.
     """
@@ -111,30 +107,21 @@ def write(
             f"The store {store.path} should have {len(models)} models and {len(evaluations)} attacks on them. It lacks "
             f"{untrained} and {missing}: run `make batch` for this tier first."
         )
+    keys, code, others = {spec.key for spec in models}, {}, defaultdict(list)
+    for file in sorted(store.path.glob("*/*/*.parquet")):
+        if (kind := file.parents[1].name) != "errors":
+            rows, words = sealed.read_table(file)
+            about, by = words["about"], words["written_by"]["code"]
+            if by == sources.digests(by) and {key_of(spec) for spec, _ in about["of"]} <= keys:
+                others[kind].append(rows.assign(specification=_text(about)))
+                code |= by
     records = [store.record(spec) for spec in models]
-    errors = [store.errors(e).assign(key=e.key, specification=_json(e.model_dump(mode="json"))) for e in evaluations]
-    keys, others, code = {spec.key for spec in models}, {}, {}
-    for kind, about, rows, by in store.others():
-        if {key_of(spec) for spec, _ in about["of"]} <= keys:
-            others.setdefault(kind, []).append(rows.assign(specification=_json(about)))
-            code |= by
     for record in records:
         code |= record["code"]
-    packed = {
-        kind: base64.b64encode(tables.content(pd.concat(rows, ignore_index=True), {}, **_PACKED)).decode()
-        for kind, rows in sorted(others.items())
-    }
+    packed = {kind: pd.concat(rows).to_parquet(index=False, **_PACKED) for kind, rows in sorted(others.items())}
+    packed = {kind: base64.b64encode(content).decode() for kind, content in packed.items()}
     words = {"code": code | sources.digests(["attacks"]), "models": records, "tables": packed}
+    errors = [store.errors(e).assign(key=e.key, specification=_text(e.model_dump(mode="json"))) for e in evaluations]
     with sealed.locked(path.with_name(f".{path.name}.lock")):
-        tables.write(path, pd.concat(errors, ignore_index=True), words, **_PACKED)
+        sealed.seal_table(path, pd.concat(errors, ignore_index=True), words, **_PACKED)
     return len(models), len(evaluations), sum(map(len, others.values()))
-
-
-def _json(content: dict) -> str:
-    return json.dumps(content, sort_keys=True)
-
-
-def _without_precision(content):
-    if isinstance(content, dict):
-        return {name: _without_precision(value) for name, value in content.items() if name != "precision"}
-    return [_without_precision(each) for each in content] if isinstance(content, list) else content

@@ -6,18 +6,15 @@
     <path>/errors/<code>/<key>.parquet  errors of each image; tables of other kinds in folders named after them
 
 <code> is the digest of the sources that decide the result (`sources`): what other code computed stays, and is not taken
-for what this code gives. Released errors (`released`) are a record of the code that made them: found whatever the code.
-Each file is checked by its sha256 when it is read (that of a checkpoint lies in record.json): what is damaged, or of
-another key, is set aside and computed again. So are the errors of a model that was trained again since and came out
-otherwise, as it may on another machine. Of two processes that want the same thing one computes it (`sealed.kept`).
+for what this code gives. Each file is checked by its sha256 when it is read (that of a checkpoint lies in record.json):
+what is damaged, or of another key, is set aside and computed again. So are the errors of a model that was trained again
+since and came out otherwise, as it may on another machine. Of two processes that want a thing one computes it.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,15 +26,14 @@ from mtrlib import machine, sealed, training
 from mtrlib.data import Dataset, digest, load
 from mtrlib.models import MultiTaskModel
 from mtrlib.specs import AttackSpec, DataSpec, Evaluation, ModelSpec, key_of
-from mtrlib.store import evaluation, sources, tables
+from mtrlib.store import evaluation, sources
 from mtrlib.store.released import Released
 
 FORMAT = "mtrlib store 3\n"  # of the files, not of what is in them: that is part of the keys
 T = TypeVar("T")
 Of = Sequence[tuple[ModelSpec, int]]  # models and their epochs
-# Parts of `sources.PARTS` that decide a table, beside those of its models.
-_ERRORS = ("attacks",)
-_OTHERS = ("attacks", "theory")
+_CODE = ("attacks", "theory")  # parts of `sources.PARTS` that decide a table, beside those of its models
+_FEW = 512  # images that a constant is taken from, at most
 
 
 class Store:
@@ -59,10 +55,17 @@ class Store:
         released: str | Path = "",
         precision: str = "float32",
     ):
-        self.path = machine.place(path)
-        _check_format(self.path)
+        self.path = machine.folder(machine.place(path), "the store", made=True)
+        mark, begun = self.path / "format", any(any(self.path.glob(f"{kind}/*")) for kind in ("models", "errors"))
+        older = b"an older one, without the file format" if begun else FORMAT.encode()
+        if (written := mark.read_bytes() if mark.exists() else older) != FORMAT.encode():
+            raise ValueError(
+                f"The store {self.path} should have the format {FORMAT.strip()!r}. Found "
+                f"{written[:80].decode(errors='replace')!r}. Move that folder away or give another store: its results "
+                "are computed again."
+            )
         self.released = Released(machine.place(released) if released else None, any_precision=precision == "auto")
-        self.device = torch.device(device) if device is not None else machine.device()
+        self.device = machine.device() if device is None else torch.device(device)
         self._load_data = lru_cache(maxsize=2)(self._load_data)
         self._load_model = lru_cache(maxsize=3)(self._load_model)
 
@@ -81,14 +84,14 @@ class Store:
         return self.has_model(spec) or self.released.record(spec) is not None
 
     def has_errors(self, of: Evaluation | ModelSpec, attack: AttackSpec | None = None) -> bool:
-        """As `has_table`, of `errors`."""
-        wanted = _evaluation(of, attack)
-        return self.has_table("errors", wanted, wanted.attacked, _ERRORS)
+        """Whether `errors` has them, here or by whom they were released."""
+        of = _evaluation(of, attack)
+        return self.has_table("errors", of, of.attacked, ("attacks",))
 
-    def has_table(self, kind: str, about: dict | Evaluation, of: Of, code: tuple[str, ...] = _OTHERS) -> bool:
+    def has_table(self, kind: str, about: dict | Evaluation, of: Of, code: tuple[str, ...] = _CODE) -> bool:
         """Whether `table` has it, here or by whom the errors were released."""
-        about = _about(about, of)
-        return self.released.has(kind, about) or self._file(kind, about, of, code).exists()
+        about, path, _ = self._place(kind, about, of, code)
+        return path.exists() or self.released.table(kind, about) is not None
 
     def model(self, spec: ModelSpec, epoch: int | None = None, description: str = "") -> MultiTaskModel:
         """The model after `epoch` (one of `spec.checkpoints`; None: the last), evaluating, frozen, on the store's
@@ -96,7 +99,7 @@ class Store:
         epoch = spec.epochs if epoch is None else epoch
         if epoch not in spec.checkpoints:
             raise ValueError(f"Parameter epoch should be one of {spec.checkpoints}. Found epoch = {epoch}.")
-        return self._whole(spec, lambda: self._load_model(spec, epoch), description)
+        return self._of_model(spec, lambda: self._load_model(spec, epoch), description)
 
     def data(self, spec: ModelSpec, split: str, limit: int | None = None) -> Dataset:
         """The data of a model, "train" or "test", the first `limit` images."""
@@ -108,7 +111,7 @@ class Store:
             return released
         if not self.has_model(spec):
             raise ValueError(f"The store {self.path} should have the model {spec.key} of {spec.tasks!r}. It has not.")
-        return self._whole(spec, lambda: self._record(spec))
+        return self._of_model(spec, lambda: self._record(spec))
 
     def errors(
         self,
@@ -122,22 +125,30 @@ class Store:
         images of each batch that is attacked. One row an image and trained task: `Evaluation.columns`, and task,
         image_id, clean_error, adversarial_error, clean_loss, adversarial_loss.
         """
-        wanted = _evaluation(of, attack)
+        of = _evaluation(of, attack)
 
         def measure() -> pd.DataFrame:
-            return evaluation.errors(
-                self.model(wanted.model, wanted.epoch),
-                self.data(wanted.model, "test", wanted.attack.images),
-                wanted.attack,
-                precision=wanted.model.precision,
-                device=self.device,
-                batch_size=64 if self.device.type == "cpu" else 256,
-                advance=advance,
-                source=wanted.source and self.model(wanted.source),
-            )
+            model, data = self.model(of.model, of.epoch), self.data(of.model, "test", of.attack.images)
+            size = 64 if self.device.type == "cpu" else 256
+            options = {"precision": of.model.precision, "device": self.device, "batch_size": size, "advance": advance}
+            return evaluation.errors(model, data, of.attack, source=of.source and self.model(of.source), **options)
 
-        measured = self.table("errors", wanted, wanted.attacked, measure, _ERRORS)
-        return pd.concat([pd.DataFrame(wanted.columns, index=measured.index), measured], axis=1)
+        measured = self.table("errors", of, of.attacked, measure, ("attacks",))
+        return pd.concat([pd.DataFrame(of.columns, index=measured.index), measured], axis=1)
+
+    def constant_errors(self, data: DataSpec, letter: str, train: int | None, test: int) -> pd.Series | None:
+        """`evaluation.constant_errors` of a task at the first `test` images, by image_id, from the first `train` (at
+        most 512) training images; None where errors were released without it."""
+        train = min(train or _FEW, _FEW)
+        about = {"data": data.model_dump(mode="json"), "task": letter, "train": train, "test": test}
+        code = (sources.of_model(data.name)[0], "attacks")
+        if self.released.path is not None and not self.has_table("constants", about, [], code):
+            return None
+        first = partial(self._load_data, data, letter)
+        table = self.table(
+            "constants", about, [], lambda: evaluation.constant_errors(first("train", train), first("test", test)), code
+        )
+        return table.set_index("image_id").constant_error
 
     def table(
         self,
@@ -145,25 +156,19 @@ class Store:
         about: dict[str, Any] | Evaluation,
         of: Of,
         make: Callable[[], pd.DataFrame],
-        code: tuple[str, ...] = _OTHERS,
+        code: tuple[str, ...] = _CODE,
     ) -> pd.DataFrame:
-        """What was measured of models, such as errors; measured now where it is missing.
+        """What was measured of models, such as errors; measured now, by `make`, where it is missing.
 
-        Parameters
-        ----------
-        kind : its folder.
-        about : all that decides the table beside the code and the models, as JSON knows it.
-        of : the models that it is of, and their epochs.
-        make : measures it.
-        code : the parts of `sources.PARTS` that decide it, beside those of its models.
+        `kind` names its folder. What decides it: `about`, as JSON knows it; the models and their epochs, `of`; and the
+        code, in the parts of `sources.PARTS` that decide those models, and in the parts `code`.
         """
-        about = _about(about, of)
+        about, path, digests = self._place(kind, about, of, code)
         if (released := self.released.table(kind, about)) is not None:
             return released
-        path = self._file(kind, about, of, code)
 
         def read() -> pd.DataFrame:
-            rows, words = tables.read(path)
+            rows, words = sealed.read_table(path)
             if words.get("about") != about:
                 raise sealed.Damaged(path, "it is of something else")
             once = words.get("made_from", {})
@@ -173,60 +178,57 @@ class Store:
             return rows
 
         def measure() -> pd.DataFrame:
-            rows, by = make(), self._written_by() | {"code": sources.digests(_parts(of, code))}
-            tables.write(path, rows, {"about": about, "made_from": self._checkpoints(of), "written_by": by})
+            rows, by = make(), machine.describe() | {"computed_on": self.device.type, "code": digests}
+            sealed.seal_table(path, rows, {"about": about, "made_from": self._checkpoints(of), "written_by": by})
             return read()
 
-        self._mark_format()
-        return sealed.kept(path.with_name(f"{path.name}.lock"), path.exists, read, measure)
+        return self._kept(path.with_name(f"{path.name}.lock"), path.exists, read, measure)
 
-    def others(self) -> Iterator[tuple[str, dict, pd.DataFrame, dict[str, str]]]:
-        """Every table beside the errors that this code measured: its kind, what it is of, the table, the code."""
-        for path in sorted(self.path.glob("*/*/*.parquet")):
-            if (kind := path.parents[1].name) == "errors":
-                continue
-            rows, words = tables.read(path)
-            if (code := words["written_by"]["code"]) == sources.digests(code):
-                yield kind, words["about"], rows, code
-
-    def _file(self, kind: str, about: dict, of: Of, code: tuple[str, ...]) -> Path:
-        return self.path / kind / sources.together(_parts(of, code)) / f"{key_of(about)}.parquet"
+    def _place(self, kind: str, about: dict | Evaluation, of: Of, code: Sequence[str]) -> tuple[dict, Path, dict]:
+        """All that decides a table beside the code, as JSON reads it back; its file; the digests of the code."""
+        if isinstance(about, Evaluation):
+            about = about.model_dump(mode="json")
+        else:
+            models = [[spec.model_dump(mode="json"), epoch] for spec, epoch in of]
+            about = json.loads(json.dumps({**about, "of": models}))
+        parts = [part for spec, _ in of for part in sources.of_model(spec.data.name)] + list(code)
+        path = self.path / kind / sources.together(parts) / f"{key_of(about)}.parquet"
+        return about, path, sources.digests(parts)
 
     def _checkpoints(self, of: Of) -> dict[str, str]:
         """The sha256 of checkpoints, by "models/<key> epoch <e>", as far as they are here."""
-        found = {}
-        for spec, epoch in [each for each in of if self.has_model(each[0])]:
+        sums = {}
+        for spec, epoch in of:
             with suppress(sealed.Damaged):
-                found[f"models/{spec.key} epoch {epoch}"] = self._sha256(spec, epoch)
-        return found
+                sums[f"models/{spec.key} epoch {epoch}"] = self._record(spec)["history"][epoch - 1]["sha256"]
+        return sums
 
-    def _whole(self, spec: ModelSpec, read: Callable[[], T], description: str = "") -> T:
+    def _of_model(self, spec: ModelSpec, read: Callable[[], T], description: str = "") -> T:
         """What `read` reads of a model; trained first where it is missing, and again where it is damaged."""
+        folder = self.folder(spec)
 
         def train() -> T:
-            self._train(spec, description)
+            (folder / "record.json").unlink(missing_ok=True)  # not complete until its end
+            sealed.write(folder / "spec.json", spec.model_dump_json(indent=1).encode())
+            data = self.data(spec, "train", spec.images)
+            history = training.fit(spec, data, folder, self.device, description)
+            seconds = round(sum(epoch["seconds"] for epoch in history), 2)
+            record = {"spec": spec.model_dump(mode="json"), "seconds": seconds, "images": len(data), "history": history}
+            record["written_by"] = machine.describe() | {"computed_on": self.device.type}
+            record["code"] = sources.digests(sources.of_model(spec.data.name))
+            sealed.seal(folder / "record.json", json.dumps(record, indent=1).encode())
+            for path in (resume := folder / "resume.safetensors", sealed.partial(resume)):
+                path.unlink(missing_ok=True)
             return read()
 
-        self._mark_format()
-        return sealed.kept(self.folder(spec) / "lock", lambda: self.has_model(spec), read, train)
+        return self._kept(folder / "lock", lambda: self.has_model(spec), read, train)
 
-    def _train(self, spec: ModelSpec, description: str) -> None:
-        folder = self.folder(spec)
-        (folder / "record.json").unlink(missing_ok=True)  # not complete until its end
-        sealed.write(folder / "spec.json", spec.model_dump_json(indent=1).encode())
-        data = self.data(spec, "train", spec.images)
-        history = training.fit(spec, data, folder, self.device, description)
-        record = {
-            "spec": spec.model_dump(mode="json"),
-            "seconds": round(sum(epoch["seconds"] for epoch in history), 2),
-            "images": len(data),
-            "history": history,
-            "written_by": self._written_by(),
-            "code": sources.digests(sources.of_model(spec.data.name)),
-        }
-        sealed.seal(folder / "record.json", json.dumps(record, indent=1).encode())
-        for path in (resume := folder / "resume.safetensors", sealed.partial(resume)):
-            path.unlink(missing_ok=True)
+    def _kept(self, *what: Any) -> Any:
+        """As `sealed.kept`, in a folder that says which store it is."""
+        if not (self.path / "format").exists():
+            with sealed.locked(self.path / "format.lock"):
+                sealed.write(self.path / "format", FORMAT.encode())
+        return sealed.kept(*what)
 
     def _record(self, spec: ModelSpec) -> dict:
         path = self.folder(spec) / "record.json"
@@ -235,57 +237,22 @@ class Store:
             raise sealed.Damaged(path, "it is of another model")
         return record
 
-    def _sha256(self, spec: ModelSpec, epoch: int) -> str:
-        return next(row["sha256"] for row in self._record(spec)["history"] if row["epoch"] == epoch)
-
     def _load_model(self, spec: ModelSpec, epoch: int) -> MultiTaskModel:
-        content = sealed.read(training.checkpoint(self.folder(spec), epoch), self._sha256(spec, epoch))
+        sha256 = self._record(spec)["history"][epoch - 1]["sha256"]
+        content = sealed.read(training.checkpoint(self.folder(spec), epoch), sha256)
         model = training.build(spec, spec.data.tasks)
         model.load_state_dict(load_tensors(content))
         return model.to(self.device).eval().requires_grad_(False)
 
     def _load_data(self, spec: DataSpec, tasks: str, split: str, limit: int | None) -> Dataset:
-        if digest(spec.name, spec.folder) != spec.digest:
-            told = "has changed since the parameters were read"
-            raise ValueError(f"The description of the data in {spec.folder} {told}.")
-        same = {"size": spec.size, "seed": spec.seed, "on_bad": spec.on_bad}
-        data = load(spec.name, tasks=tasks, split=split, root=spec.folder, limit=limit, **same)
-        if self.device.type == "cuda" and data.nbytes < 0.5 * torch.cuda.mem_get_info(self.device)[0]:
-            return data.to(self.device)
-        return data
-
-    def _mark_format(self) -> None:
-        if not (self.path / "format").exists():
-            with sealed.locked(self.path / "format.lock"):
-                sealed.write(self.path / "format", FORMAT.encode())
-
-    def _written_by(self) -> dict:
-        return machine.describe() | {"computed_on": self.device.type}
+        folder = spec.folder
+        if digest(spec.name, folder) != spec.digest:
+            raise ValueError(f"The description of the data in {folder} has changed since the parameters were read.")
+        options = {"size": spec.size, "seed": spec.seed, "on_bad": spec.on_bad}
+        data = load(spec.name, tasks=tasks, split=split, root=folder, limit=limit, **options)
+        on_device = self.device.type == "cuda" and data.nbytes < 0.5 * torch.cuda.mem_get_info(self.device)[0]
+        return data.to(self.device) if on_device else data
 
 
 def _evaluation(of: Evaluation | ModelSpec, attack: AttackSpec | None) -> Evaluation:
     return of if isinstance(of, Evaluation) else Evaluation(model=of, attack=attack)
-
-
-def _about(about: dict | Evaluation, of: Of) -> dict:
-    """All that decides a table beside the code, as JSON reads it back."""
-    if isinstance(about, Evaluation):
-        return about.model_dump(mode="json")
-    return json.loads(json.dumps({**about, "of": [[spec.model_dump(mode="json"), epoch] for spec, epoch in of]}))
-
-
-def _parts(of: Of, code: Iterable[str]) -> tuple[str, ...]:
-    """The parts of the sources that decide what is measured of models."""
-    return tuple(dict.fromkeys([*(part for spec, _ in of for part in sources.of_model(spec.data.name)), *code]))
-
-
-def _check_format(path: Path) -> None:
-    """ValueError for a store of another format, with what to do."""
-    mark = machine.folder(path, "the store", made=True) / "format"
-    begun = any(path.glob("models/*")) or any(path.glob("errors/*"))
-    found = mark.read_bytes() if mark.exists() else b"an older one, without the file format"
-    if found != FORMAT.encode() and (begun or mark.exists()):
-        raise ValueError(
-            f"The store {path} should have the format {FORMAT.strip()!r}. Found {found[:80].decode(errors='replace')!r}"
-            ". Move that folder away or give another store: its results are computed again."
-        )

@@ -1,22 +1,24 @@
 """What a notebook's kernel is told: a fault is one line, and parameters stay as they were checked.
 
 A reader runs cells again, in any order. Cells computed from parameters that were changed or misspelt after their check
-would show tables of others in silence; here they fail. Outside IPython nothing is done.
-"""
+would show tables of others in silence; here they fail. Outside IPython nothing is done."""
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 import traceback
 from collections.abc import Collection
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 NEAR = 0.75  # of two names, by difflib: "stpes" and "steps" are 0.8
 HERE = str(Path(__file__).parents[1])
 AGAIN = "run the cell with parameters.check again"
+_CHECK = re.compile(r"check\(globals\(\)|parameters\.check\(")
 _REFUSE = f"__import__({__name__!r}, fromlist=['refuse_changed']).refuse_changed()"
 
 
@@ -33,14 +35,9 @@ def faults_in_one_line() -> None:
 
 
 def watch(namespace: dict[str, Any], declared: Collection[str], checked: bool) -> bool:
-    """From the next cell on, refuse cells while parameters are others than now. Whether `namespace` is a notebook's.
-
-    Parameters
-    ----------
-    namespace : the globals of the notebook; that of anything else is not watched.
-    declared : the names of its parameters.
-    checked : whether their values are good; those that were good before stay otherwise.
-    """
+    """From the next cell on, refuse cells while parameters (the names `declared`) are others than now, if their values
+    are good (`checked`), or than the last good ones. Whether `namespace` is the globals of a notebook: nothing else is
+    watched."""
     running = shell()
     if running is None or namespace is not running.user_ns:
         return False
@@ -72,34 +69,25 @@ class _Watched:
         self.values: dict[str, str] = {}
 
     def faults(self) -> list[str]:
-        found = {name: repr(self.namespace.get(name)) for name in self.values}
-        changed = [
-            f"Parameter {name} is {found[name]}, but was {was} when the parameters were checked: {AGAIN}."
+        now = {name: repr(self.namespace.get(name)) for name in self.values}
+        faults = [
+            f"Parameter {name} is {now[name]}, but was {was} when the parameters were checked: {AGAIN}."
             for name, was in self.values.items()
-            if found[name] != was
+            if now[name] != was
         ]
         typed = self.namespace.get("_checked_names", set()) - self.declared
         unknown = sorted(typed & set(self.namespace)) if self.values else []
-        return changed + [
-            f"Unknown parameter {name} = {self.namespace[name]!r}: correct it and {AGAIN}." for name in unknown
-        ]
+        return faults + [f"Unknown parameter {x} = {self.namespace[x]!r}: correct it and {AGAIN}." for x in unknown]
 
     def visit(self, cell: ast.Module) -> ast.Module:
         if (names := _assigned(cell, self.declared)) is not None:
             self._typed(names)
-            return cell
-        source = ast.unparse(cell)
-        if "check(globals()" in source or "parameters.check(" in source:
-            return cell
-        begins = next((i for i, line in enumerate(cell.body) if getattr(line, "module", "") != "__future__"), 0)
-        body = []
-        for number, line in enumerate(cell.body):
-            sets = {
-                node.id for node in ast.walk(line) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-            }
-            before = [_refusal()] if number == begins and self.faults() else []
-            body += [*before, line, *([_refusal()] if sets & self.declared else [])]
-        cell.body = body
+        elif not _CHECK.search(ast.unparse(cell)):
+            places = [place for place, line in enumerate(cell.body, 1) if getattr(line, "module", "") == "__future__"]
+            first = max(places, default=0)
+            refusal = ast.parse(_REFUSE).body  # first, and after each statement but an expression: its value is shown
+            after = ([line] if isinstance(line, ast.Expr) else [line, *refusal] for line in cell.body[first:])
+            cell.body[first:] = [*refusal, *chain.from_iterable(after)]
         return cell
 
     def _typed(self, names: set[str]) -> None:
@@ -111,20 +99,15 @@ class _Watched:
         self.namespace["_checked_names"] = known - corrected | own
 
 
-def _refusal() -> ast.stmt:
-    return ast.parse(_REFUSE).body[0]
-
-
 def _assigned(cell: ast.Module, declared: set[str]) -> set[str] | None:
     """The names that a cell sets, where it does nothing but assign constants, or most parameters; else None."""
-    names, constant = set(), True
-    for line in cell.body:
-        targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
-        if not isinstance(line, ast.Assign | ast.AnnAssign) or not all(isinstance(t, ast.Name) for t in targets):
-            return None
-        constant &= line.value is None or not any(isinstance(n, ast.Name | ast.Call) for n in ast.walk(line.value))
-        names |= {target.id for target in targets}
-    return names if constant or 2 * len(names & declared) > len(declared) else None
+    if not all(isinstance(line, ast.Assign | ast.AnnAssign) for line in cell.body):
+        return None
+    targets = [target for line in cell.body for target in getattr(line, "targets", None) or [line.target]]
+    names = {getattr(target, "id", None) for target in targets}
+    parts = [part for line in cell.body if line.value for part in ast.walk(line.value)]
+    constant = not any(isinstance(part, ast.Name | ast.Call) for part in parts)
+    return names if None not in names and (constant or 2 * len(names & declared) > len(declared)) else None
 
 
 def _shown(running: Any, kind: type[BaseException], fault: BaseException, trace: Any, tb_offset: int | None = None):

@@ -1,16 +1,14 @@
-"""What all notebooks take as parameters, and the check that their first cell makes.
-
-Papermill passes any name and any type on; YAML 1.1 reads `1e-4` and `8/255` as text and `no` as false. Here a wrong
-type, a value out of range, an unknown task letter and an unknown name stop the notebook at once.
-"""
+"""What all notebooks take as parameters, and the check that their first cell makes: a wrong type, a value out of range,
+an unknown task letter and an unknown name stop the notebook at once. Papermill passes any name and any type on, and
+YAML 1.1 reads `1e-4` and `8/255` as text and `no` as false."""
 
 from __future__ import annotations
 
 import re
 import types
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
@@ -23,10 +21,6 @@ from mtrlib.specs import AttackSpec, DataSpec, Evaluation, ModelSpec, Place, Tas
 from mtrlib.studies import kernel
 from mtrlib.tasks import Task, parse
 
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
 kernel.faults_in_one_line()  # of the first cell too, which imports this
 
 
@@ -34,6 +28,14 @@ def different(values: list) -> list:
     if len(set(values)) < len(values):
         raise ValueError(f"the values should differ, found {values}")
     return values
+
+
+T = TypeVar("T")
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Different = Annotated[list[T], AfterValidator(different)]
+Several = Annotated[list[T], Field(min_length=1), AfterValidator(different)]
+Encoder = Annotated[str, AfterValidator(encoders.known)]
 
 
 class Parameters(Training):
@@ -51,7 +53,7 @@ class Parameters(Training):
     train_images: int = Field(ge=0)
     test_images: Count
     tasks: Tasks
-    encoder: Annotated[str, AfterValidator(encoders.known)]
+    encoder: Encoder
     pretrained: bool
     precision: Literal["auto", "float32", "bfloat16"]
     eps_255: Positive
@@ -65,16 +67,21 @@ class Parameters(Training):
     def _files(self) -> Parameters:
         if self.data != "rooms" and not self.root:
             raise ValueError(f"root should be the folder of the {self.data} files, found {self.root!r}")
-        for kind in ("store", "output"):
-            machine.folder(machine.place(getattr(self, kind)), f"the {kind}", made=True)
-        used = [self.encoder, *getattr(self, "encoders", []), getattr(self, "surrogate", "")]
-        if self.pretrained and not any(name.startswith(encoders.TIMM) for name in used):
+        for kind, path in (("store", self.store), ("output", self.output)):
+            machine.folder(machine.place(path), f"the {kind}", made=True)
+        if self.pretrained and not any(name.startswith(encoders.TIMM) for name in self.used):
             raise ValueError(f"pretrained should be false unless an encoder is timm/<name>, found {self.encoder!r}")
         try:
-            self.model(self.tasks)
+            for encoder in self.used:
+                self.model(self.tasks, encoder=encoder)
         except ValidationError as error:
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
         return self
+
+    @property
+    def used(self) -> list[str]:
+        """The encoders of the models."""
+        return [self.encoder]
 
     @property
     def folder(self) -> Path | None:
@@ -92,13 +99,11 @@ class Parameters(Training):
 
     def model(self, tasks: str, seed: int = 0, weights: str = "uniform", encoder: str | None = None) -> ModelSpec:
         """The specification of a model of `tasks`, trained as these parameters say; `encoder` takes another."""
-        encoder = encoder or self.encoder
-        description, known = self.described()
+        encoder, (description, known) = encoder or self.encoder, self.described()
         parse(tasks, "".join(known), self.data)
+        data = {"name": self.data, "root": self.root or None, "size": self.size, "on_bad": self.on_bad}
         return ModelSpec(
-            data=DataSpec(
-                name=self.data, root=self.root or None, digest=description, size=self.size, on_bad=self.on_bad
-            ),
+            data=DataSpec(**data, digest=description),
             tasks=tasks,
             images=self.train_images or None,
             encoder=encoder,
@@ -111,9 +116,8 @@ class Parameters(Training):
 
     def attack(self, tasks: str, **changes: Any) -> AttackSpec:
         """The specification of the attack on `tasks`, with some fields changed."""
-        names = ("eps_255", "step_size_255", "steps")
-        values = {"tasks": tasks, "images": self.test_images, **{name: getattr(self, name) for name in names}}
-        return AttackSpec(**{**values, **changes})
+        own = {name: getattr(self, name) for name in AttackSpec.model_fields if name in type(self).model_fields}
+        return AttackSpec(**{**own, "tasks": tasks, "images": self.test_images, **changes})
 
     def evaluation(
         self, model: ModelSpec, attacked: str, epoch: int | None = None, source: ModelSpec | None = None, **changes: Any
@@ -128,7 +132,7 @@ class Study(Parameters):
     """Parameters that the notebooks of the research questions share: seeds of the models, restarts of attacks, and the
     images of panels beside the main table, the first `panel_images` of the test images."""
 
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(different)]
+    seeds: Several[Annotated[int, Field(ge=0)]]
     restarts: Count
     panel_images: Count
 
@@ -140,42 +144,28 @@ class Study(Parameters):
             raise ValueError(f"panel_images should be at most test_images = {self.test_images}")
         return self
 
-    def attack(self, tasks: str, **changes: Any) -> AttackSpec:
-        return super().attack(tasks, **{"restarts": self.restarts, **changes})
-
 
 def check(namespace: dict[str, Any], kind: type[Parameters]) -> Any:
-    """The parameters of a notebook, validated: call it as `check(globals(), RQ1)` in the first cell after them.
+    """The parameters of a notebook, validated: call it as `check(globals(), RQ1)` in the first cell after them. In a
+    notebook, later cells fail while parameters are others than those checked, see `kernel`.
 
-    Parameters
-    ----------
-    namespace : the notebook's globals. Every name in it that a person or papermill set counts as a parameter (not
-        modules, functions, classes, or names that begin with an underscore).
-    kind : the class that says what is allowed.
-
-    In a notebook, later cells fail while parameters are others than those checked, see `kernel`.
-
-    Raises
-    ------
-    ValueError : with a line for each fault: what was found and what is allowed.
+    Every name in `namespace` that a person or papermill set counts as a parameter (not modules, functions, classes, or
+    names that begin with an underscore); `kind` says what is allowed. ValueError with a line for each fault: what was
+    found and what is allowed.
     """
     tables.show_whole()
     declared = kind.model_fields
-    names = {
-        name
-        for name, value in namespace.items()
-        if not name.startswith("_") and not callable(value) and not isinstance(value, types.ModuleType)
-    }
+    values = {name: namespace[name] for name in declared if name in namespace}
+    no_values = (types.ModuleType, Callable)
+    names = {name for name, value in namespace.items() if name[0] != "_" and not isinstance(value, no_values)}
     names -= {"In", "Out", "annotations"}
     # Cells run again: what later cells have set is no parameter (`kernel` adds what cells of parameters set).
-    later = namespace.get("_checked_names", names)
-    faults = [
-        f"Unknown parameter {name} = {namespace[name]!r}. Allowed: {', '.join(declared)}."
-        for name in sorted((names & later) - set(declared))
-    ]
-    faults += [f"Parameter {name} is missing." for name in declared if name not in namespace]
+    unknown = sorted((names & namespace.get("_checked_names", names)) - set(declared))
+    allowed = f"Allowed: {', '.join(declared)}"
+    faults = [f"Unknown parameter {name} = {namespace[name]!r}. {allowed}." for name in unknown]
+    faults += [f"Parameter {name} is missing." for name in declared if name not in values]
     try:
-        parameters = kind(**{name: namespace[name] for name in declared if name in namespace})
+        parameters = kind(**values)
     except ValidationError as error:
         faults += [_sentence(fault, declared) for fault in error.errors() if fault["type"] != "missing"]
     if kernel.watch(namespace, declared, checked=not faults) or not faults:
@@ -186,21 +176,22 @@ def check(namespace: dict[str, Any], kind: type[Parameters]) -> Any:
 
 
 def _sentence(fault: dict, declared: Collection[str]) -> str:
-    name = ".".join(str(part) for part in fault["loc"])
-    found = fault["input"]
+    """A fault that pydantic found, in a line: the parameter, what it should be and what was found, and why YAML may
+    have read it so."""
+    name, value = ".".join(map(str, fault["loc"])), fault["input"]
     message = fault["msg"].removeprefix("Value error, ").rstrip(".")
     if message.startswith("Parameter "):  # it says all that there is to say, but perhaps by another name
         own = not name or message.startswith(f"Parameter {fault['loc'][0]} ")
         return f"{message}." if own else f"Parameter {name}: {message.removeprefix('Parameter ')}."
     if not name:  # of several parameters: it names them
         return f"{'Parameter ' * (message.split()[0] in declared)}{message}."
-    hint = ""
-    if isinstance(found, str) and fault["type"] in ("float_type", "int_type"):
-        hint = " (without quotes it is a number)" * bool(re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", found))
-        if re.search(r"[0-9.](e|/)", found, re.IGNORECASE):
-            right = "1.0e-4, and budgets in 255ths" if fault["type"] == "float_type" else "whole numbers out"
-            hint = f" (YAML reads 1e-4 and 8/255 as text: write {right})"
-    if isinstance(found, bool):
+    hint, number = "", fault["type"] in ("float_type", "int_type") and isinstance(value, str)
+    if number and re.search(r"[0-9.](e|/)", value, re.IGNORECASE):
+        right = "1.0e-4, and budgets in 255ths" if fault["type"] == "float_type" else "whole numbers out"
+        hint = f" (YAML reads 1e-4 and 8/255 as text: write {right})"
+    elif number and re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", value):
+        hint = " (without quotes it is a number)"
+    elif isinstance(value, bool):
         quotes = ": put them in quotes" if fault["type"] in ("string_type", "literal_error") else ""
         hint = f" (YAML reads yes, no, on and off as true and false{quotes})"
-    return f"Parameter {name}: {message}. Found {found!r}{hint}."
+    return f"Parameter {name}: {message}. Found {value!r}{hint}."

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, model_validator
 
 from mtrlib.data import letters
-from mtrlib.models import encoders
-from mtrlib.studies.parameters import Count, Positive, Study, different
+from mtrlib.studies.parameters import Count, Encoder, Positive, Several, Study
 from mtrlib.studies.study import Cell, matched_l2_eps_255, table
 from mtrlib.tasks import canonical, parse
 
@@ -23,21 +22,21 @@ class RQ1(Study):
     """
 
     more_tasks: Annotated[str, AfterValidator(lambda letters: letters and parse(letters))]
-    eps_panel: Annotated[list[Positive], Field(min_length=1), AfterValidator(different)]
-    steps_panel: Annotated[list[Count], Field(min_length=1), AfterValidator(different)]
-    encoders: Annotated[
-        list[Annotated[str, AfterValidator(encoders.known)]], Field(min_length=1), AfterValidator(different)
-    ]
+    eps_panel: Several[Positive]
+    steps_panel: Several[Count]
+    encoders: Several[Encoder]
 
     @model_validator(mode="after")
     def _panels(self) -> RQ1:
-        for encoder in self.encoders:
-            self.model(self.tasks, encoder=encoder)
         if len(self.steps_panel) < 2:
             raise ValueError("steps_panel should have at least two numbers of steps to compare")
         if max(self.eps_panel) <= 4 or len(self.eps_panel) < 2:
             raise ValueError("eps_panel should have at least two budgets, one of them above 4")
         return self
+
+    @property
+    def used(self) -> list[str]:
+        return [self.encoder, *self.encoders]
 
     @property
     def figure_tasks(self) -> str:
@@ -56,15 +55,15 @@ def cells(p: RQ1) -> list[Cell]:
     few = {"images": p.panel_images}
     l2 = {"nominal": p.eps_255, "matched": matched_l2_eps_255(p.eps_255, p.size)}
     *early, last = p.model(p.tasks[0]).checkpoints
-    found = [*table(p, "table", "linf"), *table(p, "pairs", "linf", p.figure_tasks), *table(p, "norm", "linf", **few)]
+    every = [*table(p, "table", "linf"), *table(p, "pairs", "linf", p.figure_tasks), *table(p, "norm", "linf", **few)]
     for name, eps in l2.items():
-        found += table(p, "norm", f"l2, {name}", **few, norm="l2", eps_255=eps)
+        every += table(p, "norm", f"l2, {name}", **few, norm="l2", eps_255=eps)
     for eps in p.eps_panel:
-        found += table(p, "eps", eps, **few, eps_255=float(eps))
+        every += table(p, "eps", eps, **few, eps_255=float(eps))
     for steps in p.steps_panel:
-        found += table(p, "steps", steps, **few, steps=steps)
+        every += table(p, "steps", steps, **few, steps=steps)
     for encoder in p.encoders:
-        found += table(p, "encoders", encoder, encoder=encoder)
+        every += table(p, "encoders", encoder, encoder=encoder)
     for epoch in early:
-        found += table(p, "epochs", epoch, **few, epoch=epoch)
-    return [*found, *table(p, "epochs", last, **few)]
+        every += table(p, "epochs", epoch, **few, epoch=epoch)
+    return [*every, *table(p, "epochs", last, **few)]

@@ -1,25 +1,24 @@
-"""RQ2: the vulnerability of task sets and what each added task contributes: parameters, cells, and what is measured
-(paper, RQ2, definitions 1 and 3; supplement, figures 12 and 13). `predictions` has what the theory says of it.
+"""RQ2: the vulnerability of task sets and what each added task contributes: parameters, cells and tables (paper, RQ2,
+definitions 1 and 3; supplement, figures 12 and 13). `predictions` has what the theory says of it.
 
 A weighting says how the losses of N attacked tasks make one: "sum", or "mean" with weights 1 / N. Both have the same
-attack, so a set is attacked once.
-"""
+attack, so a set is attacked once."""
 
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from mtrlib import attacks
-from mtrlib.claims import questions
+from mtrlib.claims import task_sets
 from mtrlib.metrics import estimates, theory
 from mtrlib.specs import ModelSpec, Tasks
 from mtrlib.store import Store
-from mtrlib.studies.parameters import Positive, Study, different
+from mtrlib.studies import measurements
+from mtrlib.studies.measurements import gradients as gradients
+from mtrlib.studies.parameters import Positive, Several, Study
 from mtrlib.studies.study import Cell, matched_l2_eps_255
 from mtrlib.tasks import canonical
 
@@ -33,8 +32,8 @@ class RQ2(Study):
     gradient_images : test images at which gradients are taken.
     """
 
-    chains: Annotated[list[Tasks], Field(min_length=1), AfterValidator(different)]
-    eps_panel: Annotated[list[Positive], Field(min_length=1), AfterValidator(different)]
+    chains: Several[Tasks]
+    eps_panel: Several[Positive]
     gradient_images: int = Field(ge=2)
 
     @property
@@ -57,7 +56,7 @@ def cells(p: RQ2) -> list[Cell]:
     Panels: "linf" and "l2" (of the matched budget), every set of tasks of one model of all tasks, the budget in 255ths
     of linf as setting; "chains", models of the beginnings of `p.orders`, each attacked on all of its tasks.
     """
-    found = []
+    every, beginnings = [], [canonical(chain[:k]) for chain in p.orders for k in range(1, len(chain) + 1)]
     for seed in p.seeds:
         model = p.model(canonical(p.tasks), seed)
         for eps in dict.fromkeys((p.eps_255, *p.eps_panel)):
@@ -66,104 +65,50 @@ def cells(p: RQ2) -> list[Cell]:
                 step = p.step_size_255 / p.eps_255 * budget
                 attack = {"norm": norm, "eps_255": budget, "step_size_255": step, "images": images}
                 for attacked in subsets(p.tasks):
-                    found.append(Cell(norm, eps, attacked[0], images, p.evaluation(model, attacked, **attack)))
-        beginnings = (canonical(chain[:k]) for chain in p.orders for k in range(1, len(chain) + 1))
+                    every.append(Cell(norm, eps, attacked[0], images, p.evaluation(model, attacked, **attack)))
         for begun in dict.fromkeys(beginnings):
             evaluation = p.evaluation(p.model(begun, seed), begun)
-            found.append(Cell("chains", p.eps_255, begun[0], p.test_images, evaluation))
-    return found
+            every.append(Cell("chains", p.eps_255, begun[0], p.test_images, evaluation))
+    return every
 
 
 def vulnerabilities(errors: pd.DataFrame) -> pd.DataFrame:
-    """Adversarial vulnerability (definition 1) of each attacked task set, in the unit of the losses.
-
-    Parameters
-    ----------
-    errors : as `studies.run` gives it for `rq2.cells`.
-
-    Returns
-    -------
-    One row a panel, setting, set and weighting: panel, setting, tasks (the set, in the paper's order), value, low, high
-    (95 %) and weighting.
-    """
-    table = estimates.interval(questions.sets(errors)).reset_index()
-    number, ends = table.tasks.str.len(), ["value", "low", "high"]
-    mean = table.assign(**{end: table[end] / number for end in ends}, weighting="mean")
-    return pd.concat([table.assign(weighting="sum"), mean], ignore_index=True)
+    """Adversarial vulnerability (definition 1) of each attacked task set, in the unit of the losses, from what
+    `studies.run` gives for `cells`: one row a panel, setting, set and weighting: panel, setting, tasks (the set, in the
+    paper's order), value, low, high (95 %) and weighting."""
+    table, ends = estimates.interval(task_sets.sets(errors)).reset_index(), ["value", "low", "high"]
+    mean = table.assign(**table[ends].div(table.tasks.str.len(), axis=0))
+    return pd.concat([table.assign(weighting="sum"), mean.assign(weighting="mean")], ignore_index=True)
 
 
-def gradients(store: Store, spec: ModelSpec, sets: list[str], images: int, batch: int = 32) -> theory.Gradients:
-    """Statistics of the input gradients of a model's tasks at the first test images, in float32, and of their sums over
-    each of `sets`."""
-    combinations = np.array([[float(letter in tasks) for letter in spec.tasks] for tasks in sets])
-
-    def measure() -> pd.DataFrame:
-        model, data = store.model(spec), store.data(spec, "test", images)
-
-        def batches():
-            for start in range(0, len(data), batch):
-                points, targets, masks = data.batch(slice(start, start + batch), store.device)
-                yield attacks.task_losses(model, targets, masks, spec.tasks), points
-
-        return theory.to_table(theory.statistics(batches(), combinations))
-
-    about = {"sets": sets, "images": images, "batch": batch}
-    return theory.from_table(store.table("gradients", about, [(spec, spec.epochs)], measure))
-
-
-def assumptions(found: theory.Gradients, tasks: str) -> pd.DataFrame:
+def assumptions(statistics: theory.Gradients, tasks: str) -> pd.DataFrame:
     """What theorem 2 assumes of the gradients, and what they are, one row a task.
 
-    Returns
-    -------
-    task, mean_share: ||E r||^2 / E||r||^2, which is 1 / N for N independent images where the mean is zero; expected:
-    that 1 / N; relative_variance: the task's variance over the mean one, 1 where all are equal; correlation: mean over
-    the other tasks of the absolute correlation, 0 where tasks are independent.
+    Returns columns task, mean_share: ||E r||^2 / E||r||^2, which is 1 / N for N independent images where the mean is
+    zero; expected: that 1 / N; relative_variance: the task's variance over the mean one, 1 where all are equal;
+    correlation: mean over the other tasks of the absolute correlation, 0 where tasks are independent.
     """
-    power, covered = np.diag(found.moments), np.diag(found.covariances)
-    correlation = np.abs(found.covariances / np.sqrt(np.outer(covered, covered)))
-    count = len(tasks)
-    others = (correlation.sum(axis=1) - 1) / max(count - 1, 1)
-    return pd.DataFrame(
-        {
-            "task": list(tasks),
-            "mean_share": (power - covered) / power,
-            "expected": 1 / len(found.norms["linf"]),
-            "relative_variance": covered / covered.mean(),
-            "correlation": others if count > 1 else np.nan,
-        }
-    )
+    power, covered, count = np.diag(statistics.moments), np.diag(statistics.covariances), len(tasks)
+    correlation = np.abs(statistics.covariances / np.sqrt(np.outer(covered, covered)))
+    columns = {"task": list(tasks), "mean_share": (power - covered) / power}
+    columns |= {"expected": 1 / len(statistics.norms["linf"]), "relative_variance": covered / covered.mean()}
+    others = (correlation.sum(axis=1) - 1) / (count - 1) if count > 1 else np.nan
+    return pd.DataFrame({**columns, "correlation": others})
 
 
 def expansion(store: Store, spec: ModelSpec, errors: pd.DataFrame, images: int) -> pd.DataFrame:
-    """The Taylor expansion of the summed loss of all tasks beside its measured rise, on the first test images.
+    """The Taylor expansion of the summed loss of all tasks (`measurements.expansion`) beside its measured rise, on the
+    first test images; errors as `studies.run` gives them for `cells`.
 
-    Parameters
-    ----------
-    store, spec : where the model of all tasks is, and which.
-    errors : as `studies.run` gives it for `rq2.cells`.
-    images : how many.
-
-    Returns
-    -------
-    One row a norm and budget: norm, eps_255 (of linf), measured (mean rise of the loss), first_order, second_order (the
-    sum of both terms), and the two over the measured one.
+    Returns one row a norm and budget: norm, eps_255 (of linf), measured (mean rise of the loss), first_order,
+    second_order (the sum of both terms), and the two over the measured one.
     """
     own = errors[(errors.model_id == spec.key) & (errors.attacked_tasks == spec.tasks) & (errors.panel != "chains")]
     groups = {budget: group.head(images) for budget, group in own.groupby(["panel", "setting"], sort=False)}
     budgets = [(norm, float(group.eps_255.iloc[0])) for (norm, _), group in groups.items()]
-
-    def measure() -> pd.DataFrame:
-        points, targets, masks = store.data(spec, "test", images).batch(slice(None), store.device)
-        losses = attacks.task_losses(store.model(spec), targets, masks, spec.tasks)
-        terms = [theory.second_order(losses, points, eps / 255, norm) for norm, eps in budgets]
-        means = [(first.mean().item(), (first + second).mean().item()) for first, second in terms]
-        return pd.DataFrame(means, columns=["first_order", "second_order"])
-
-    terms = store.table("expansion", {"budgets": budgets, "images": images}, [(spec, spec.epochs)], measure)
-    rows = []
+    terms, rows = measurements.expansion(store, spec, budgets, images), []
     for ((norm, setting), group), (one, two) in zip(groups.items(), terms.to_numpy().tolist(), strict=True):
         measured = (group.adversarial_attacked_loss - group.clean_attacked_loss).mean()
-        about = {"norm": norm, "eps_255": setting, "measured": measured, "first_order": one, "second_order": two}
-        rows.append({**about, "first over measured": one / measured, "second over measured": two / measured})
+        row = {"norm": norm, "eps_255": setting, "measured": measured, "first_order": one, "second_order": two}
+        rows.append({**row, "first over measured": one / measured, "second over measured": two / measured})
     return pd.DataFrame(rows)

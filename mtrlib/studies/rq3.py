@@ -3,14 +3,14 @@ masked gradients."""
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import permutations, product
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from mtrlib import attacks
-from mtrlib.specs import FIXED, WEIGHTS, ModelSpec, Tasks
-from mtrlib.studies.parameters import Count, Positive, Study, different
+from mtrlib.specs import FIXED, WEIGHTS, Evaluation, ModelSpec, Tasks
+from mtrlib.studies.parameters import Count, Different, Positive, Several, Study
 from mtrlib.studies.study import Cell
 from mtrlib.tasks import canonical
 from mtrlib.training.weights import published
@@ -32,10 +32,10 @@ class RQ3(Study):
     many_steps, square_queries : of the strongest PGD and of Square in that search.
     """
 
-    attacks: Annotated[list[Literal[tuple(attacks.NAMED)]], AfterValidator(different)]
-    balancers: Annotated[list[Literal[tuple(w for w in WEIGHTS if w not in FIXED)]], AfterValidator(different)]
+    attacks: Different[Literal[tuple(attacks.NAMED)]]
+    balancers: Different[Literal[tuple(w for w in WEIGHTS if w not in FIXED)]]
     own_weights: dict[str, Annotated[list[Positive], Field(min_length=2, max_length=2)]]
-    masked_pairs: Annotated[list[Tasks], Field(min_length=1), AfterValidator(different)]
+    masked_pairs: Several[Tasks]
     many_steps: Count
     square_queries: Count
 
@@ -49,12 +49,11 @@ class RQ3(Study):
         for pair in self.masked_pairs:
             if len(pair) != 2:
                 raise ValueError(f"masked_pairs should be pairs of letters, found {pair!r}")
-        if len({canonical(pair) for pair in self.masked_pairs}) < len(self.masked_pairs):
+        if len(set(map(canonical, self.masked_pairs))) < len(self.masked_pairs):
             raise ValueError(f"masked_pairs should name each pair in one order only, found {self.masked_pairs}")
         if self.eps_255 >= 255 / 16:
-            raise ValueError(
-                f"eps_255 should be below 255 / 16, so that 16 times it is less than 1, found {self.eps_255}"
-            )
+            so = "so that 16 times it is less than 1"
+            raise ValueError(f"eps_255 should be below 255 / 16, {so}, found {self.eps_255}")
         if self.many_steps <= self.steps:
             raise ValueError(f"many_steps should be more than steps = {self.steps}, found {self.many_steps}")
         return self
@@ -63,9 +62,9 @@ class RQ3(Study):
     def weightings(self) -> list[str]:
         """The ways to weight the tasks: uniform, published where a pair of `tasks` has such weights, own where
         `own_weights` has any, `balancers`."""
-        pairs = ("".join(pair) for pair in permutations(self.tasks, 2))
-        printed = ["published"] if any(self.has_weights("published", pair) for pair in pairs) else []
-        return ["uniform", *printed, *(["own"] if self.own_weights else []), *self.balancers]
+        printed = any(self.has_weights("published", "".join(pair)) for pair in permutations(self.tasks, 2))
+        named = {"uniform": True, "published": printed, "own": bool(self.own_weights)}
+        return [*(name for name, given in named.items() if given), *self.balancers]
 
     def has_weights(self, weights: str, pair: str) -> bool:
         """Whether a pair, its main task first, has weights of that name: the published ones are of the paper's own
@@ -78,17 +77,17 @@ class RQ3(Study):
     @property
     def without_published(self) -> str:
         """A line that says which pairs no weights are published for; empty where there are none."""
-        pairs = ["".join(pair) for pair in permutations(self.tasks, 2)]
-        without = [pair for pair in pairs if not self.has_weights("published", pair)]
-        told = (
-            f"No weights are published for {', '.join(without)} (main task first): left out of the weighting published."
-        )
-        return told if without else ""
+        pairs = map("".join, permutations(self.tasks, 2))
+        without = ", ".join(pair for pair in pairs if not self.has_weights("published", pair))
+        about = "(main task first): left out of the weighting published."
+        return without and f"No weights are published for {without} {about}"
 
     @property
-    def searched(self) -> list[str]:
-        """The pairs of `masked_pairs` that are of `tasks`; their first two where there are none."""
-        return [pair for pair in self.masked_pairs if set(pair) <= set(self.tasks)] or [self.tasks[:2]]
+    def searched(self) -> list[tuple[str, str]]:
+        """What is searched for masked gradients: weights and pair, of `masked_pairs` those of `tasks` (the first two
+        tasks where there are none), in uniform and, where they have them, in published weights."""
+        pairs = [pair for pair in self.masked_pairs if set(pair) <= set(self.tasks)] or [self.tasks[:2]]
+        return [(w, pair) for pair in pairs for w in ("uniform", "published") if self.has_weights(w, pair)]
 
     def pair(self, tasks: str, seed: int, weights: str) -> ModelSpec:
         """The model of a pair, its main task first. Published and own weights tell main from auxiliary task; in all
@@ -105,34 +104,32 @@ def cells(p: RQ3) -> list[Cell]:
     "dense", attacks for dense classes on s alone; "masking <weights>", what the search for masked gradients compares.
     The single-task models stand in the table of every weighting.
     """
-    found, tasks, all_images = [], canonical(p.tasks), p.test_images
+    every, tasks = [], canonical(p.tasks)
+
+    def cell(panel: str, setting: str, main: str, run: Evaluation, images: int = p.test_images) -> None:
+        every.append(Cell(panel, setting, main, images, run))
+
     for seed in p.seeds:
-        for weights in p.weightings:
-            for name in p.attacks:
-                for main in tasks:
-                    alone = p.evaluation(p.model(main, seed), main, name=ALONE.get(name, name))
-                    found.append(Cell(weights, name, main, all_images, alone))
-                    for auxiliary in tasks.replace(main, ""):
-                        if p.has_weights(weights, main + auxiliary):
-                            pair = p.pair(main + auxiliary, seed, weights)
-                            of_main = p.evaluation(pair, main, name=ALONE.get(name, name))
-                            of_both = p.evaluation(pair, pair.tasks, name=name)
-                            found += [Cell(weights, name, main, all_images, each) for each in (of_main, of_both)]
-        if "s" in tasks:
-            for name in ("pgd", "apgd", "segpgd", "cospgd"):
-                for letters in ("s", *(canonical("s" + auxiliary) for auxiliary in tasks.replace("s", ""))):
-                    evaluation = p.evaluation(p.model(letters, seed), "s", name=name)
-                    found.append(Cell("dense", name, "s", all_images, evaluation))
+        for weights, name, main in product(p.weightings, p.attacks, tasks):
+            on_one = ALONE.get(name, name)
+            cell(weights, name, main, p.evaluation(p.model(main, seed), main, name=on_one))
+            for auxiliary in tasks.replace(main, ""):
+                if p.has_weights(weights, main + auxiliary):
+                    pair = p.pair(main + auxiliary, seed, weights)
+                    cell(weights, name, main, p.evaluation(pair, main, name=on_one))
+                    cell(weights, name, main, p.evaluation(pair, pair.tasks, name=name))
+        for name in ("pgd", "apgd", "segpgd", "cospgd") if "s" in tasks else ():
+            for letters in ("s", *(canonical("s" + auxiliary) for auxiliary in tasks.replace("s", ""))):
+                cell("dense", name, "s", p.evaluation(p.model(letters, seed), "s", name=name))
     few = {"images": p.panel_images}
-    searched = {"pgd": {}, "many steps": {"steps": p.many_steps, **few}, "one step": {"name": "fgsm", **few}}
-    searched |= {"apgd": {"name": "apgd"}, "square": {"name": "square", "steps": p.square_queries, **few}}
+    compared = {"pgd": {}, "many steps": {"steps": p.many_steps, **few}, "one step": {"name": "fgsm", **few}}
+    compared |= {"apgd": {"name": "apgd"}, "square": {"name": "square", "steps": p.square_queries, **few}}
     for name, eps in {"4 eps": 4 * p.eps_255, "16 eps": 16 * p.eps_255, "eps 1": 255.0}.items():
-        searched[name] = {"eps_255": eps, "step_size_255": eps / 4, **few}
-    for pair in p.searched:
-        for weights in [weights for weights in ("uniform", "published") if p.has_weights(weights, pair)]:
-            model = p.pair(pair, p.seeds[0], weights)
-            runs = {name: p.evaluation(model, model.tasks, **changes) for name, changes in searched.items()}
-            source = p.pair(pair, max(p.seeds) + 1, "uniform")
-            runs["transfer"] = p.evaluation(model, model.tasks, source=source)
-            found += [Cell(f"masking {weights}", name, pair[0], p.panel_images, run) for name, run in runs.items()]
-    return found
+        compared[name] = {"eps_255": eps, "step_size_255": eps / 4, **few}
+    for weights, pair in p.searched:
+        model = p.pair(pair, p.seeds[0], weights)
+        compared["transfer"] = {"source": p.pair(pair, max(p.seeds) + 1, "uniform")}
+        for name, changes in compared.items():
+            run = p.evaluation(model, model.tasks, **changes)
+            cell(f"masking {weights}", name, pair[0], run, p.panel_images)
+    return every

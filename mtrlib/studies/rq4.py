@@ -2,30 +2,26 @@
 
 A table of cells (main, auxiliary) has the expensive value, the *target*, and one column a proxy. What counts is whether
 the proxy orders the auxiliary tasks of one main task: cells of tasks whose values have different sizes correlate by
-that alone, so correlations are given pooled and within main tasks.
-"""
+that alone, so correlations are given pooled and within main tasks."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import Annotated
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import AfterValidator, model_validator
-from torch import Tensor
+from pydantic import model_validator
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtrlib import attacks, models
-from mtrlib.metrics import estimates, theory
+from mtrlib import models
+from mtrlib.metrics import estimates
 from mtrlib.metrics.correlation import within
-from mtrlib.models import encoders
-from mtrlib.specs import AttackSpec, ModelSpec
+from mtrlib.specs import ModelSpec
 from mtrlib.store import Store
-from mtrlib.studies.parameters import Study
+from mtrlib.studies import measurements
+from mtrlib.studies.parameters import Encoder, Study
 from mtrlib.studies.study import Cell, table
 from mtrlib.tasks import Task
 
@@ -33,13 +29,12 @@ CELL = ["main", "auxiliary"]
 # The target and each proxy, and the panel of `cells` whose models and attacks it needs.
 PROXIES = {"target": "target", "early stopping": "early", "cheaper encoder": "surrogate", "clean error": "target"}
 PROXIES |= {"first order": "target", "one step": "fgsm", "fewer images": "target"}
-ERRORS = ("clean error", "adversarial error")
 
 
 class RQ4(Study):
     """Parameters of the notebook `rq4_task_selection`: `surrogate` is the cheaper encoder."""
 
-    surrogate: Annotated[str, AfterValidator(encoders.known)]
+    surrogate: Encoder
 
     @model_validator(mode="after")
     def _choice(self) -> RQ4:
@@ -49,8 +44,11 @@ class RQ4(Study):
             raise ValueError(f"surrogate should be another encoder than {self.encoder!r}")
         if self.epochs < 2:
             raise ValueError("epochs should be at least 2, for a checkpoint before the last")
-        self.model(self.tasks, encoder=self.surrogate)
         return self
+
+    @property
+    def used(self) -> list[str]:
+        return [self.encoder, self.surrogate]
 
 
 def cells(p: RQ4) -> list[Cell]:
@@ -65,31 +63,21 @@ def cells(p: RQ4) -> list[Cell]:
 
 
 def frames(store: Store, cells: list[Cell], errors: pd.DataFrame, panel_images: int) -> dict[str, pd.DataFrame]:
-    """The target and each proxy of each cell, by name: relative task vulnerabilities, errors and the first order.
-
-    Parameters
-    ----------
-    store, cells : where the models are; those of `cells`.
-    errors : as `studies.run` gives it for them.
-    panel_images : images of the proxy "fewer images".
-
-    Returns
-    -------
-    By name, as `metrics.estimates` gives them, indexed by main and auxiliary.
-    """
+    """The target and each proxy of each cell, by name, as `metrics.estimates` gives them, indexed by main and
+    auxiliary: relative task vulnerabilities, errors and the first order. `errors` are what `studies.run` gives for the
+    cells; `panel_images` are those of the proxy "fewer images"."""
     single = errors[errors.attacked == "single"]
-    target = single[single.panel == "target"]
+    of_panel = {panel: rows for panel, rows in single.groupby("panel")}
+    target = of_panel["target"]
     images = target.image_id.unique()
-    found = {
-        name: estimates.estimates(single[single.panel == panel], "ratio", CELL)
-        for name, panel in PROXIES.items()
-        if name not in ("clean error", "first order", "fewer images")
-    }
-    found |= {name: estimates.estimates(target, name.replace(" ", "_"), CELL) for name in ERRORS}
+    named = [name for name in PROXIES if name not in ("clean error", "first order", "fewer images")]
+    quantities = {name: estimates.estimates(of_panel[PROXIES[name]], "ratio", CELL) for name in named}
+    for name in ("clean error", "adversarial error"):
+        quantities[name] = estimates.estimates(target, name.replace(" ", "_"), CELL)
     chosen = [cell for cell in cells if cell.panel == "target" and cell.attacked == "single"]
-    found["first order"] = first_order(store, chosen, images=len(images))
+    quantities["first order"] = first_order(store, chosen, images=len(images))
     few = target[target.image_id.isin(images[:panel_images])]
-    return found | {"fewer images": estimates.estimates(few, "ratio", CELL)}
+    return quantities | {"fewer images": estimates.estimates(few, "ratio", CELL)}
 
 
 def pivot(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -104,70 +92,36 @@ def printed(matrices: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def first_order(store: Store, cells: list[Cell], *, images: int) -> pd.DataFrame:
-    """First-order vulnerability from gradients alone, relative to the clean loss: the mean over images of
-    eps ||r||_q / L, r the gradient of the main task's loss L (`theory`, lemma 2). No attack is run.
-
-    Parameters
-    ----------
-    store, cells : where the models are; of `cells`, of one panel, attacked "single".
-    images : the first test images, at which gradients are taken.
-    """
-
-    def measure(spec: ModelSpec, main: str, attack: AttackSpec) -> pd.DataFrame:
-        model, data, parts = store.model(spec), store.data(spec, "test", images), []
-        for start in range(0, len(data), 64):
-            points, targets, masks = data.batch(slice(start, start + 64), store.device)
-            losses = attacks.task_losses(model, targets, masks, main)
-            with torch.no_grad():
-                clean = losses(points)[0]
-            slope = theory.dual(theory.gradients(losses, points)[0].flatten(1), attack.norm)
-            parts.append(attack.eps_255 / 255 * slope / clean)
-        return pd.DataFrame({"relative": torch.cat(parts).cpu().numpy()})
-
+    """First-order vulnerability from gradients alone, relative to the clean loss: the mean over the first test images
+    of `measurements.relative_slopes`, of cells of one panel, attacked "single". No attack is run."""
     parts = []
     for cell in cells:
-        spec, attack = cell.evaluation.model, cell.evaluation.attack
-        about = {"main": cell.main, "norm": attack.norm, "eps_255": attack.eps_255, "images": images}
-        make = partial(measure, spec, cell.main, attack)
-        relative = store.table("first order", about, [(spec, spec.epochs)], make).relative.to_numpy()
+        spec = cell.evaluation.model
+        relative = measurements.relative_slopes(store, spec, cell.main, cell.evaluation.attack, images)
         where = {"main": cell.main, "auxiliary": cell.auxiliary, "seed": spec.seed, "image_id": range(len(relative))}
         parts.append(pd.DataFrame({**where, "clean_error": relative, "adversarial_error": relative}))
     return estimates.estimates(pd.concat(parts), "clean_error", CELL)
 
 
 def costs(store: Store, cells: list[Cell], panel_images: int) -> pd.DataFrame:
-    """What the target and each proxy cost: operations of the convolutions in training and attacks, and the seconds that
-    training took here.
-
-    Parameters
-    ----------
-    store, cells : where the models are; those of `cells`.
-    panel_images : images of the proxy "fewer images".
-
-    Returns
-    -------
-    One row a proxy: proxy, PFLOP, share (of the target's), training seconds, and its share.
-    """
-    by_panel = {panel: [c for c in cells if c.panel == panel] for panel in ("target", "early", "fgsm", "surrogate")}
+    """What the target and each proxy cost: one row a proxy: proxy, PFLOP (operations of the convolutions in training
+    and attacks), share (of the target's), training seconds (that it took here), and its share. `panel_images` are those
+    of the proxy "fewer images"."""
     rows = []
     for proxy, panel in PROXIES.items():
+        evaluations = dict.fromkeys(cell.evaluation for cell in cells if cell.panel == panel)
         flops = seconds = 0.0
-        trained, attacked = set(), set()
-        for cell in by_panel[panel]:
-            e = cell.evaluation
-            spec, forward = e.model, forward_operations(e.model)
-            if spec not in trained:
-                trained.add(spec)
-                record = store.record(spec)
-                flops += 3 * forward * record["images"] * e.epoch
-                seconds += sum(row["seconds"] for row in record["history"][: e.epoch])
-                if proxy in ("clean error", "first order"):  # one pass, or a gradient of each task
-                    flops += forward * e.attack.images * (1 if proxy == "clean error" else 2 * len(spec.tasks))
-            if e not in attacked and proxy not in ("clean error", "first order"):
-                attacked.add(e)
-                images = panel_images if proxy == "fewer images" else e.attack.images
-                steps = 1 if e.attack.name == "fgsm" else e.attack.steps
-                flops += forward * images * (2 * steps + 1) * e.attack.restarts
+        for e in {e.model: e for e in evaluations}.values():
+            record, forward = store.record(e.model), forward_operations(e.model)
+            flops += 3 * forward * record["images"] * e.epoch
+            seconds += sum(row["seconds"] for row in record["history"][: e.epoch])
+            # Without an attack: one pass, or a gradient of each task.
+            passes = {"clean error": 1, "first order": 2 * len(e.model.tasks)}.get(proxy, 0)
+            flops += forward * e.attack.images * passes
+        for e in evaluations if proxy not in ("clean error", "first order") else ():
+            images = panel_images if proxy == "fewer images" else e.attack.images
+            steps = 1 if e.attack.name == "fgsm" else e.attack.steps
+            flops += forward_operations(e.model) * images * (2 * steps + 1) * e.attack.restarts
         rows.append({"proxy": proxy, "PFLOP": flops / 1e15, "training seconds": seconds})
     table = pd.DataFrame(rows)
     table.insert(2, "share", table.PFLOP / table.PFLOP[0])
@@ -185,98 +139,69 @@ def forward_operations(spec: ModelSpec, definitions: dict[str, Task] | None = No
 @lru_cache
 def _operations(encoder: str, size: int, tasks: tuple[Task, ...]) -> tuple[int, dict[str, int]]:
     """Of the encoder and of each task's decoder, counted on tensors that have shapes and no content."""
-
-    def count(module: Callable[[Tensor], Tensor], given: Tensor) -> tuple[int, Tensor]:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            result = module(given)
-        return counter.get_total_flops(), result
-
     definitions = {task.letter: task for task in tasks}
-    with torch.device("meta"):
-        model = models.build(encoder, "".join(definitions), definitions=definitions).eval()
-        body, latent = count(model.encode, torch.zeros(1, 3, size, size))
-        return body, {letter: count(decoder, latent)[0] for letter, decoder in model.decoders.items()}
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        models.build(encoder, "".join(definitions), definitions=definitions).eval()(torch.zeros(1, 3, size, size))
+    counts = {name: sum(of.values()) for name, of in counter.get_flop_counts().items()}
+    decoders = {letter: counts[f"MultiTaskModel.decoders.{letter}"] for letter in definitions}
+    return counts["Global"] - sum(decoders.values()), decoders
 
 
 def correlations(values: pd.DataFrame, target: str, proxies: list[str]) -> pd.DataFrame:
-    """How each proxy correlates with the target.
+    """How each proxy correlates with the target, both columns of `values` (as `pivot` gives it).
 
-    Parameters
-    ----------
-    values : as `pivot` gives it.
-    target, proxies : names of its columns.
-
-    Returns
-    -------
-    One row a proxy and group: proxy, target, group ("pooled"; "within", the mean over main tasks; or a main task, of
-    three cells at least), cells, pearson, spearman, p (of Pearson's, as Table 3 prints it; "within": of Spearman's, by
-    permutation within main tasks), and of "within" low and high: Spearman's less what chance gives in 95 of 100 cases.
+    Returns one row a proxy and group: proxy, target, group ("pooled"; "within", the mean over main tasks; or a main
+    task, of three cells at least), cells, pearson, spearman, p (of Pearson's, as Table 3 prints it; "within": of
+    Spearman's, by permutation within main tasks), and of "within" low and high: Spearman's less what chance gives in 95
+    of 100 cases.
     """
+    from scipy.stats import ConstantInputWarning, pearsonr, spearmanr  # takes long to import
+
+    groups = {"pooled": values, **{m: cells for m, cells in values.groupby("main", sort=False) if len(cells) > 2}}
     rows = []
     for proxy in proxies:
-        groups = {"pooled": values, **{m: cells for m, cells in values.groupby("main", sort=False) if len(cells) > 2}}
-        found = pd.DataFrame(
-            [
-                {"group": group, "cells": len(cells), **_both(cells[proxy], cells[target])}
-                for group, cells in groups.items()
-            ]
-        )
-        if len(found) > 1:
+        of_proxy = []
+        for group, cells in groups.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConstantInputWarning)  # NaN
+                pearson, p = pearsonr(cells[proxy], cells[target])
+                spearman = spearmanr(cells[proxy], cells[target]).statistic
+            row = {"group": group, "cells": len(cells), "pearson": pearson, "spearman": spearman, "p": p}
+            of_proxy.append(row)
+        if len(groups) > 1:
             one, two = (values.set_index(CELL)[[name]].set_axis([("", "")], axis=1) for name in (proxy, target))
             value, chance = within(one, two)
-            row = {"group": "within", "cells": len(values), "pearson": found.pearson[1:].mean(), "spearman": value}
+            pearson = pd.Series([row["pearson"] for row in of_proxy[1:]]).mean()
+            row = {"group": "within", "cells": len(values), "pearson": pearson, "spearman": value}
             if len(chance):
-                row |= {"p": (np.abs(chance) >= abs(value) - 1e-9).mean()}
-                row |= dict(zip(("low", "high"), value - np.quantile(chance, [0.975, 0.025]), strict=True))
-            found = pd.concat([found[:1], pd.DataFrame([row]), found[1:]])
-        rows.append(found.assign(proxy=proxy, target=target))
+                row["p"] = (np.abs(chance) >= abs(value) - 1e-9).mean()
+                row["low"], row["high"] = value - np.quantile(chance, [0.975, 0.025])
+            of_proxy.insert(1, row)
+        rows += [{"proxy": proxy, "target": target, **row} for row in of_proxy]
     columns = ["proxy", "target", "group", "cells", "pearson", "spearman", "p", "low", "high"]
-    return pd.concat(rows, ignore_index=True).reindex(columns=columns)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def choices(frames: dict[str, pd.DataFrame], target: str, proxies: list[str]) -> pd.DataFrame:
-    """What choosing by the proxy costs: for each main task the auxiliary task with the lowest proxy is taken.
+    """What choosing by the proxy costs: for each main task the auxiliary task with the lowest proxy is taken, of
+    `frames`, as that function gives them; cells without an auxiliary task are left out.
 
-    Parameters
-    ----------
-    frames : as `frames` gives them; cells without an auxiliary task are left out.
-    target, proxies : their names.
-
-    Returns
-    -------
-    One row a proxy, and "chance": regret (mean over main tasks of target chosen over best target, minus 1) with low and
-    high (95 %; the choices are held), top_1 and top_2 (share of main tasks whose best auxiliary task is the proxy's
-    first, or among its first two), mains. Ties of a proxy count as chance among them would.
+    Returns one row a proxy, and "chance": regret (mean over main tasks of target chosen over best target, minus 1) with
+    low and high (95 %; the choices are held), top_1 and top_2 (share of main tasks whose best auxiliary task is the
+    proxy's first, or among its first two), mains. Ties of a proxy count as chance among them would.
     """
-    cells = frames[target]
+    cells, rows = frames[target], []
     cells = cells[cells.index.get_level_values("main") != cells.index.get_level_values("auxiliary")]
-    groups, rows = [group for _, group in cells.groupby(level="main", sort=False)], []
-    for proxy in [*proxies, "chance"]:
-        regrets, firsts, seconds = [], [], []
-        for group in groups:
-            score = np.zeros(len(group)) if proxy == "chance" else frames[proxy].value[group.index].to_numpy()
-            share, best = _share_of_first(score, 1), group.value.to_numpy().argmin()
-            regrets.append(share @ group / group.min() - 1)
-            firsts.append(share[best])
-            seconds.append(_share_of_first(score, 2)[best])
+    for proxy, scores in {**{name: frames[name].value for name in proxies}, "chance": 0 * cells.value}.items():
+        regrets, tops = [], []
+        for _, group in cells.groupby(level="main", sort=False):
+            lowest, highest = (scores[group.index].rank(method=method).to_numpy() for method in ("min", "max"))
+            # The chance of each task to be the first, and among the first two, ties broken at random.
+            shares = [np.clip((count - lowest + 1) / (highest - lowest + 1), 0, 1) for count in (1, 2)]
+            regrets.append(shares[0] @ group / group.min() - 1)
+            tops.append([share[group.value.to_numpy().argmin()] for share in shares])
         ends = estimates.interval(pd.DataFrame(regrets).mean().to_frame().T).iloc[0]
+        top_1, top_2 = np.mean(tops, axis=0)
         row = {"proxy": proxy, "regret": ends.value, "low": ends.low, "high": ends.high}
-        rows.append({**row, "top_1": np.mean(firsts), "top_2": np.mean(seconds), "mains": len(groups)})
+        rows.append({**row, "top_1": top_1, "top_2": top_2, "mains": len(tops)})
     return pd.DataFrame(rows)
-
-
-def _share_of_first(score: np.ndarray, count: int) -> np.ndarray:
-    """The chance of each entry to be among the `count` lowest, ties broken at random."""
-    count = min(count, len(score))
-    last = np.sort(score)[count - 1]
-    sure, tied = score < last, score == last
-    return sure + tied * (count - sure.sum()) / tied.sum()
-
-
-def _both(one: pd.Series, two: pd.Series) -> dict[str, float]:
-    from scipy.stats import ConstantInputWarning, pearsonr, spearmanr  # takes long to import
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConstantInputWarning)  # NaN
-        pearson, p = pearsonr(one, two)
-        return {"pearson": pearson, "spearman": spearmanr(one, two).statistic, "p": p}

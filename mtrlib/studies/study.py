@@ -1,21 +1,19 @@
 """What each research question needs: from parameters to the models and attacks, and from those to one errors table.
 
 A study is a list of cells. A cell is one evaluation (a model under an attack) read for one main task; several cells
-may share an evaluation, and several evaluations a model. Building the list is pure; `run` does the work.
-"""
+may share an evaluation, and several evaluations a model. Building the list is pure; `run` does the work."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 
 import pandas as pd
 
+from mtrlib.machine import bar
 from mtrlib.metrics.estimates import CELL
-from mtrlib.progress import bar
 from mtrlib.specs import Evaluation, ModelSpec
 from mtrlib.store import Store
 from mtrlib.studies.parameters import Study
@@ -24,16 +22,9 @@ from mtrlib.tasks import canonical
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table of the paper.
-
-    Attributes
-    ----------
-    panel : which table or figure it belongs to.
-    setting : the value that the panel varies, such as an eps.
-    main : letter of the task that is read.
-    images : how many of the attack's images count, the first ones.
-    evaluation : the model, the attack and the epoch.
-    """
+    """One cell of a table of the paper: the panel (which table or figure it belongs to), the setting (the value that
+    the panel varies, such as an eps), the letter of the task that is read, how many of the attack's images count (the
+    first ones), and the evaluation: the model, the attack and the epoch."""
 
     panel: str
     setting: str | float
@@ -65,28 +56,22 @@ def table(
 ) -> Iterator[Cell]:
     """The cells main x auxiliary of all models of one or two tasks, for every seed.
 
-    Uniform weights do not tell main from auxiliary: s with d and d with s are one model, named in the paper's order. A
-    step is the same share of the budget whatever `changes` there are.
-
-    Parameters
-    ----------
-    tasks : letters; those of `p` by default.
-    images : how many count, all by default. An attack that no other panel has is run on no more.
-    epoch, encoder, changes : of the models, and of the attack.
+    Uniform weights do not tell main from auxiliary: s with d and d with s are one model, named in the paper's order.
+    `tasks` are letters, those of `p` by default; `images` how many count, all by default (an attack that no other panel
+    has is run on no more); `epoch` and `encoder` are of the models, `changes` of the attack, whose step stays the same
+    share of the budget.
     """
-    tasks = canonical(tasks or p.tasks)
+    tasks, images, plain = canonical(tasks or p.tasks), images or p.test_images, p.attack(p.tasks[0])
     if "eps_255" in changes:
         changes["step_size_255"] = p.step_size_255 * changes["eps_255"] / p.eps_255
-    plain = p.attack(tasks[0])
     if plain.model_copy(update=changes) != plain or epoch is not None:
-        changes["images"] = images or p.test_images
+        changes["images"] = images
     for seed in p.seeds:
         for letters in [*tasks, *map("".join, combinations(tasks, 2))]:
             model = p.model(letters, seed, encoder=encoder)
             attacks = [(main, main) for main in letters] + [(main, letters) for main in letters if len(letters) > 1]
             for main, attacked in attacks:
-                evaluation = p.evaluation(model, attacked, epoch, **changes)
-                yield Cell(panel, setting, main, images or p.test_images, evaluation)
+                yield Cell(panel, setting, main, images, p.evaluation(model, attacked, epoch, **changes))
 
 
 def matched_l2_eps_255(eps_255: float, size: int) -> float:
@@ -96,27 +81,27 @@ def matched_l2_eps_255(eps_255: float, size: int) -> float:
 
 def models(cells: Iterable[Cell]) -> list[ModelSpec]:
     """The different models of a study, in the order of their first use."""
-    used = ((cell.evaluation.model, cell.evaluation.source) for cell in cells)
-    return list(dict.fromkeys(model for pair in used for model in pair if model is not None))
+    used = (model for cell in cells for model in (cell.evaluation.model, cell.evaluation.source))
+    return list(dict.fromkeys(model for model in used if model is not None))
 
 
 def evaluations(cells: Iterable[Cell]) -> list[Evaluation]:
     """The different evaluations of a study, those of one model and epoch together."""
-    different = dict.fromkeys(cell.evaluation for cell in cells)
     place = {model: number for number, model in enumerate(models(cells))}
+    different = dict.fromkeys(cell.evaluation for cell in cells)
     return sorted(different, key=lambda evaluation: (place[evaluation.model], evaluation.epoch))
 
 
 def plan(store: Store, cells: list[Cell]) -> pd.DataFrame:
     """What is trained and attacked, a row a kind of model (number of tasks, encoder, weights), with the models and
     attacks of that kind and how many of them the store has already, or were released."""
-    wanted, rows = evaluations(cells), []
+    kinds, runs, rows = ["tasks", "encoder", "weights"], evaluations(cells), []
     for spec in models(cells):
-        own = [e for e in wanted if e.model == spec]
-        row = {"tasks": len(spec.tasks), "encoder": spec.encoder, "weights": spec.weights, "models": 1}
-        row |= {"trained already": int(store.has_record(spec)), "attacks": len(own)}
-        rows.append({**row, "attacked already": sum(map(store.has_errors, own))})
-    return pd.DataFrame(rows).groupby(["tasks", "encoder", "weights"], sort=False).sum().reset_index()
+        own = [e for e in runs if e.model == spec]
+        counts = {"models": 1, "trained already": int(store.has_record(spec)), "attacks": len(own)}
+        counts["attacked already"] = sum(map(store.has_errors, own))
+        rows.append({"tasks": len(spec.tasks), "encoder": spec.encoder, "weights": spec.weights, **counts})
+    return pd.DataFrame(rows).groupby(kinds, sort=False).sum().reset_index()
 
 
 def train(store: Store, cells: list[Cell]) -> pd.DataFrame:
@@ -126,9 +111,9 @@ def train(store: Store, cells: list[Cell]) -> pd.DataFrame:
     train_models(store, [spec for spec in specs if not store.has_record(spec)])
     for spec in specs:
         record = store.record(spec)
+        row = {name: getattr(spec, name) for name in ("tasks", "encoder", "weights", "seed")}
         losses = {f"loss {letter}": record["history"][-1][letter] for letter in spec.tasks}
-        about = {name: getattr(spec, name) for name in ("tasks", "encoder", "weights", "seed")}
-        rows.append({**about, "seconds": record["seconds"], **losses})
+        rows.append({**row, "seconds": record["seconds"], **losses})
     return pd.DataFrame(rows)
 
 
@@ -139,39 +124,37 @@ def train_models(store: Store, specs: Iterable[ModelSpec]) -> None:
         store.model(spec, description=f"model {number} of {len(missing)}: {spec.tasks}")
 
 
-def attack(store: Store, wanted: list[Evaluation]) -> None:
+def attack(store: Store, runs: list[Evaluation]) -> None:
     """Run the attacks that the store lacks, and train the models for them that it lacks."""
-    missing = [e for e in wanted if not store.has_errors(e)]
+    missing = [e for e in runs if not store.has_errors(e)]
     if missing:
-        train_models(store, [spec for e in missing for spec in (e.model, e.source) if spec is not None])
+        train_models(store, [spec for e in missing for spec, _ in e.attacked])
         with bar(sum(e.attack.images * e.attack.steps for e in missing), "attacks", "image-step") as progress:
             for e in missing:
-                advance = partial(_advance, progress, e.attack.steps)
-                store.errors(e, advance=advance)
+                store.errors(e, advance=lambda images, steps=e.attack.steps: progress.update(steps * images))
 
 
 def run(store: Store, cells: list[Cell]) -> pd.DataFrame:
     """The errors table of a study; what the store lacks is attacked now.
 
-    Returns
-    -------
-    The columns of `Store.errors`, for the rows of the cell's main task and images, and panel, setting, auxiliary,
-    attacked ("single" or "joint"), clean_attacked_loss and adversarial_attacked_loss (summed over the attacked tasks);
-    `main` is the main task of the cell.
+    Returns the columns of `Store.errors`, for the rows of the cell's main task and images, and panel, setting,
+    auxiliary, attacked ("single" or "joint"), clean_attacked_loss and adversarial_attacked_loss (summed over the
+    attacked tasks); `main` is the main task of the cell. constant_error, that of the best constant predictor of the
+    main task, where errors were not released without it.
     """
-    wanted = evaluations(cells)
-    attack(store, wanted)
-    tables = {e: _with_attacked_losses(store.errors(e), e) for e in wanted}
-    frames = []
-    for cell in cells:
+    runs = evaluations(cells)
+    attack(store, runs)
+    tables, most, frames = {e: _with_attacked_losses(store.errors(e), e) for e in runs}, {}, []
+    predicted = [(cell.evaluation.model.data, cell.main, cell.evaluation.model.images) for cell in cells]
+    for cell, of in zip(cells, predicted, strict=True):
+        most[of] = max(most.get(of, 0), cell.evaluation.attack.images)
+    constants = {of: store.constant_errors(*of, images) for of, images in most.items()}
+    for cell, of in zip(cells, predicted, strict=True):
         rows = tables[cell.evaluation]
         rows = rows[rows.task == cell.main].head(cell.images)
-        frames.append(rows.assign(**{name: getattr(cell, name) for name in CELL}))
+        added = {} if constants[of] is None else {"constant_error": rows.image_id.map(constants[of])}
+        frames.append(rows.assign(**{name: getattr(cell, name) for name in CELL}, **added))
     return pd.concat(frames, ignore_index=True)
-
-
-def _advance(progress, steps: int, images: int) -> None:
-    progress.update(steps * images)
 
 
 def _with_attacked_losses(rows: pd.DataFrame, e: Evaluation) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mtrlib import machine, models, sealed
 from mtrlib.data import Dataset
-from mtrlib.progress import bar
+from mtrlib.machine import bar
 from mtrlib.specs import ModelSpec
 from mtrlib.tasks import Task
 from mtrlib.training import weights

@@ -2,18 +2,13 @@
 `rungs`)."""
 
 from mtrlib.studies.fidelity.changes import (
-    BACKGROUND,
-    BATCH,
     CHANGES,
-    OBJECTS,
     TITLES,
-    all_heads,
     by_position,
-    check,
     class_weights,
     constant_rates,
     errors,
-    fit_by_position,
     task_losses,
     trajectory,
 )
+from mtrlib.studies.fidelity.ladder import all_heads

@@ -1,16 +1,12 @@
-"""What the paper's published code does where it differs from the definitions, one named change at a time.
-
-The paper: arXiv 2110.15053. The code: its authors' public repository, folder MTVulnerability, whose behaviour is
-described here and not copied. Nothing else in the library takes a change; `ladder` climbs from none of them to all.
-That the code sums errors over pixels instead of averaging them is no change: ratios of images of one size stay.
-"""
+"""What the paper's published code does where it differs from the definitions, one named change at a time: what is
+attacked and measured. The paper: arXiv 2110.15053; the code: its authors' public repository, folder MTVulnerability,
+described here and not copied. That it sums errors over pixels is no change: ratios of images of one size stay."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -19,69 +15,29 @@ from mtrlib import attacks, machine
 from mtrlib.attacks.ball import Weigh, around, ascent, direction, keep, nothing_yet, score
 from mtrlib.data import Dataset
 from mtrlib.models import MultiTaskModel
-from mtrlib.specs import AttackSpec
-from mtrlib.store import evaluation
-from mtrlib.tasks import definitions, mean_over_valid, parse, under_mask
+from mtrlib.specs import AttackSpec, Evaluation
+from mtrlib.store import Store
+from mtrlib.store import evaluation as evaluating
+from mtrlib.tasks import definitions, parse, under_mask
 
-# In the order of the ladder. What is not changed is as the library defines it.
-CHANGES = {
-    "start": "attacks begin at x + eps everywhere, not at a random point of the ball",
-    "baseline": "the clean error is read at the first point of the attack, not at the image",
-    "last": "the last point is scored, not the strongest",
-    "early": "it is scored before its last update",
-    "means": "a ratio of means instead of the mean of ratios, with the mIoU of a whole batch",
-    "unmasked": "errors count pixels without a valid label",
-    "class weights": "attacked losses are means over all pixels, valid or not, and that of s is weighted by class",
-    "batch l2": "an l2 perturbation is scaled by the length of its whole batch",
-    "constant WGD": "WGD weighs a task with 1 / L_i(0) from its second step on",
-    "eps 4": "PGD in l-infinity has eps = 4/255, all other attacks keep theirs",
-    "third": "under PGD weighted models have a third of the epochs of uniform ones",
-}
-# What figures and tables call them.
-TITLES = {
-    "start": "start at x + eps",
-    "baseline": "clean error at the start point",
-    "last": "last point, not best",
-    "early": "scored a step early",
-    "means": "ratio of means",
-    "unmasked": "unlabelled pixels count",
-    "class weights": "class-weighted losses",
-    "batch l2": "l2 length of a whole batch",
-    "constant WGD": "constant WGD weights",
-    "eps 4": "PGD at eps 4/255",
-    "third": "weighted models: 1/3 of epochs",
-}
+_TABLE = pd.read_csv(Path(__file__).with_suffix(".csv"), index_col="name")
+# By name, in the order of the ladder: what each is, and what figures and tables call it.
+CHANGES, TITLES = _TABLE.what.to_dict(), _TABLE.title.to_dict()
+CODE = ("attacks", "fidelity")  # that decides a run, beside what decides its model
 BATCH = 32  # images, as the published jobs attack them: several changes look at whole batches
 
 # Weights of the classes in the loss of s, as the file semseg_prior_factor.npy of the public code has them: background
 # and sixteen kinds of objects; "uncertain" is masked.
 BACKGROUND = 0.542
-OBJECTS = (
-    9.167,
-    7.331,
-    7.162,
-    8.723,
-    7.613,
-    8.237,
-    9.149,
-    8.822,
-    9.086,
-    8.914,
-    9.177,
-    9.035,
-    8.604,
-    9.170,
-    9.147,
-    9.137,
-)
+OBJECTS = (9.167, 7.331, 7.162, 8.723, 7.613, 8.237, 9.149, 8.822)
+OBJECTS += (9.086, 8.914, 9.177, 9.035, 8.604, 9.170, 9.147, 9.137)
 _SURROUNDINGS = {"background", "floor", "ceiling", "wall", "door", "window", "column", "uncertain"}
 
 
 def check(changes: Iterable[str]) -> frozenset[str]:
-    """The names of changes as a set, if all of them are in `CHANGES`."""
+    """The names of changes as a set; ValueError for one that is not in `CHANGES`."""
     changes = frozenset(changes)
-    if changes - set(CHANGES):
-        unknown = ", ".join(sorted(changes - set(CHANGES)))
+    if unknown := ", ".join(sorted(changes - set(CHANGES))):
         raise ValueError(f"Parameter changes should be out of {', '.join(CHANGES)}. Found {unknown}.")
     return changes
 
@@ -103,18 +59,14 @@ def task_losses(
     s, weight of the label, `weights` being (C,)."""
     if "class weights" not in changes:
         return attacks.task_losses(model, targets, masks, tasks)
-    defined = definitions(model)
     targets = {letter: under_mask(targets[letter], masks[letter]) for letter in tasks}
 
     def losses(images: Tensor) -> Tensor:
-        outputs = model(images, tasks)
-        rows = []
+        outputs, rows = model(images, tasks), []
         for letter in tasks:
-            pixels, mask = defined[letter].pixel_loss(outputs[letter], targets[letter]), masks[letter]
-            pixels = pixels if mask is None else torch.where(mask, pixels, 0.0)
-            if letter == "s":
-                pixels = pixels * weights.to(pixels.device)[targets["s"].long()]
-            rows.append(mean_over_valid(pixels, None))
+            pixels = definitions(model)[letter].pixel_loss(outputs[letter], targets[letter])
+            weight = weights.to(pixels.device)[targets["s"].long()] if letter == "s" else 1
+            rows.append((under_mask(pixels, masks[letter]) * weight).flatten(1).mean(dim=1))
         return torch.stack(rows)
 
     return losses
@@ -140,34 +92,26 @@ def trajectory(
     weigh: Weigh | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """One run of `attacks.pgd` (with `weigh`, of WGD) and the points at which one may read it.
+    """One run of `attacks.pgd`, whose parameters it takes (with `weigh`, of WGD), and the points at which one may read
+    it.
 
-    Parameters
-    ----------
-    losses, images, eps, step_size, steps, norm, generator : as in `attacks.pgd`.
-    changes : of them "start" and "batch l2" change the run. The latter, with B images in the batch, leaves the range of
-        images alone and has no step size: the change moves along eps / 2B times the gradient of the summed losses and
-        is scaled to the length eps, of the batch as a whole. (In the published range, [-1, 1], both are twice that.)
-    weigh : weights of the tasks, as in `attacks.apgd`.
+    Of the `changes`, "start" and "batch l2" change the run. The latter, with B images in the batch, leaves the range of
+    images alone and has no step size: the change moves along eps / 2B times the gradient of the summed losses and is
+    scaled to the length eps, of the batch as a whole. (In the published range, [-1, 1], both are twice that.)
 
-    Returns
-    -------
-    dict of (B, 3, H, W), in [0, 1] but for "batch l2": "first", where the run begins; "best", the strongest of its
-    steps + 1 points; "best, early", that of all but the last of them; "last"; "last, early", after steps - 1 updates.
+    Returns (B, 3, H, W), in [0, 1] but for "batch l2", by name: "first", where the run begins; "best", the strongest of
+    its steps + 1 points; "best, early", that of all but the last; "last"; "last, early", after steps - 1 updates.
     """
     changes = check(changes)
     ball = around(images, eps, norm, step_size=step_size, steps=steps)
     if steps < 1 or not eps > 0:
         raise ValueError(f"Parameters steps and eps should be above 0. Found steps = {steps}, eps = {eps}.")
-    images = ball.images
+    images, first = ball.images, None
     whole_batch = norm == "l2" and "batch l2" in changes
-    if "start" in changes:
-        current = (images + eps).clamp(max=1) if whole_batch else ball.project(images + eps)
-    else:
-        current = ball.project(images + ball.noise(generator))
+    current = images + (eps if "start" in changes else ball.noise(generator))
+    current = current.clamp(max=1) if whole_batch and "start" in changes else ball.project(current)
     points = {"first": current}
     best, best_loss = nothing_yet(images)
-    first = None
     for _ in range(steps):
         rows, gradient = ascent(losses, current, weigh, first)
         first = rows if first is None else first
@@ -192,116 +136,89 @@ def errors(
     precision: str = "float32",
     device: torch.device | str = "cpu",
 ) -> pd.DataFrame:
-    """Attack the images of `data` in batches of `BATCH` and measure every point of the run.
+    """Attack the images of `data` in batches of `BATCH` and measure every point of the run; parameters as in
+    `evaluation.errors`. The attack is "pgd" or "wgd"; of the `changes` count those that change the run: "start",
+    "batch l2", "class weights" and "constant WGD".
 
-    Parameters
-    ----------
-    model, data, precision, device : as in `evaluation.errors`.
-    attack : "pgd" or "wgd".
-    changes : those that change the run: "start", "batch l2", "class weights" and "constant WGD".
-
-    Returns
-    -------
-    One row an image, task of the model, point ("clean" and those of `trajectory`) and way to count ("masked", valid
-    pixels only, or "all"): point, counted, task, image_id, batch, error, loss (of valid pixels, unweighted), and of s
-    intersection and union, lists of pixels by class.
+    Returns one row an image, task of the model, point ("clean" and those of `trajectory`) and way to count ("masked",
+    valid pixels only, or "all"): point, counted, task, image_id, batch, error, loss (of valid pixels, unweighted), and
+    of s intersection and union, lists of pixels by class.
     """
     changes = check(changes)
     if attack.name not in ("pgd", "wgd"):
-        raise ValueError(
-            f"Parameter attack should be pgd or wgd: the published code has no other. Found {attack.name}."
-        )
+        only = "pgd or wgd: the published code has no other"
+        raise ValueError(f"Parameter attack should be {only}. Found {attack.name}.")
     rates = constant_rates if "constant WGD" in changes else attacks.task_attack_rates
-    attacked = evaluation.for_attack(model.eval(), precision)
+    same = {"changes": changes, "weigh": rates if attack.name == "wgd" else None, "norm": attack.norm}
+    budget = {"eps": attack.eps_255 / 255, "step_size": attack.step_size_255 / 255, "steps": attack.steps}
+    attacked, frames = evaluating.for_attack(model.eval(), precision), []
     weights, kind = class_weights(data.class_names), torch.device(device).type
-    frames = []
     for number, start in enumerate(range(0, len(data), BATCH)):
         images, targets, masks = data.batch(slice(start, start + BATCH), device)
         with torch.autocast(kind, torch.bfloat16, enabled=precision == "bfloat16"):
-            points = trajectory(
-                task_losses(attacked, targets, masks, attack.tasks, changes, weights),
-                images,
-                eps=attack.eps_255 / 255,
-                step_size=attack.step_size_255 / 255,
-                steps=attack.steps,
-                norm=attack.norm,
-                changes=changes,
-                weigh=rates if attack.name == "wgd" else None,
-                generator=torch.Generator().manual_seed(attack.seed),
-            )
-        ids = data.ids[start : start + BATCH]
+            losses = task_losses(attacked, targets, masks, attack.tasks, changes, weights)
+            generator = torch.Generator().manual_seed(attack.seed)
+            points = trajectory(losses, images, **budget, **same, generator=generator)
+        about = {"image_id": data.ids[start : start + BATCH], "batch": number}
         for name, point in {"clean": images, **points}.items():
-            for rows in _measure(model, point, targets, masks, data.class_names):
-                frames.append(pd.DataFrame({"point": name, "image_id": ids, "batch": number, **rows}))
+            measured = _measure(model, point, targets, masks, data.class_names)
+            frames += [pd.DataFrame({"point": name, **about, **rows}) for rows in measured]
     return pd.concat(frames, ignore_index=True)
 
 
-def all_heads(clean_loss, adversarial_loss) -> float:
-    """The published adversarial vulnerability of a batch: |mean over images of adversarial - clean loss|, summed over
-    all heads of the model, attacked or not, before the absolute value. Definition 1 has the mean of absolute changes
-    of the attacked ones, `metrics.adversarial_vulnerability`. Both losses are (T, N), a row a head."""
-    clean, adversarial = np.asarray(clean_loss, float), np.asarray(adversarial_loss, float)
-    if clean.shape != adversarial.shape or clean.ndim != 2:
-        raise ValueError(f"Losses should both be (T, N). Found {clean.shape} and {adversarial.shape}.")
-    return float(abs((adversarial - clean).mean(axis=1).sum()))
+def run(evaluation: Evaluation, changes: frozenset[str], heads: str | None = None) -> tuple[str, dict, list]:
+    """What names a run in the store; `heads` are the tasks that the heads serve where they are loaded by position."""
+    about = {"evaluation": evaluation.model_dump(mode="json"), "changes": sorted(changes), "batch": BATCH}
+    return "fidelity", {**about, "heads": heads}, [(evaluation.model, evaluation.epoch)]
+
+
+def measured(store: Store, evaluation: Evaluation, changes: frozenset[str], heads: str | None = None) -> pd.DataFrame:
+    """`errors` of a model of the store, kept there as `run` names them."""
+    spec, attack = evaluation.model, evaluation.attack
+
+    def make() -> pd.DataFrame:
+        model, data = store.model(spec, evaluation.epoch), store.data(spec, "test", attack.images)
+        model = model if heads is None else by_position(model, heads)
+        return errors(model, data, attack, changes, precision=spec.precision, device=store.device)
+
+    return store.table(*run(evaluation, changes, heads), make, CODE)
 
 
 def by_position(model: MultiTaskModel, tasks: str) -> MultiTaskModel:
     """The model as it is loaded where heads are stored by position (the published Xception) and the attack orders the
-    tasks differently from the training: decoder i serves task i of `tasks`.
-
-    Raises ValueError where a head is of another shape than its new task needs: then loading fails.
-    """
+    tasks differently from the training: decoder i serves task i of `tasks`. ValueError where a head is of another shape
+    than its new task needs: then loading fails."""
     if set(parse(tasks)) != set(model.tasks):
         raise ValueError(f"Parameter tasks should be the letters of {model.tasks!r} in some order. Found {tasks!r}.")
+    shapes = {x: [each.shape for each in decoder.parameters()] for x, decoder in model.decoders.items()}
     for stored, letter in zip(model.tasks, tasks, strict=True):
-        if _shapes(model, stored) != _shapes(model, letter):
+        if shapes[stored] != shapes[letter]:
             raise ValueError(f"The head of {stored} does not have the shape of one for {letter}.")
     loaded = MultiTaskModel(model.encoder, dict(zip(tasks, model.decoders.values(), strict=True)), model.definitions)
     loaded.mean, loaded.deviation = model.mean, model.deviation
     return loaded.train(model.training)
 
 
-def fit_by_position(model: MultiTaskModel, tasks: str) -> bool:
-    """Whether `by_position` loads the model, trained or not."""
-    return all(_shapes(model, stored) == _shapes(model, task) for stored, task in zip(model.tasks, tasks, strict=True))
-
-
-def _shapes(model: MultiTaskModel, task: str) -> list[torch.Size]:
-    return [parameter.shape for parameter in model.decoders[task].parameters()]
-
-
 @torch.no_grad()
-def _measure(model: MultiTaskModel, images: Tensor, targets: dict, masks: dict, class_names: tuple[str, ...]):
+def _measure(
+    model: MultiTaskModel, images: Tensor, targets: dict, masks: dict, class_names: tuple[str, ...]
+) -> Iterator[dict]:
+    """Columns of a table of B images, for each task and way to count."""
     with machine.exact():
         outputs = model(images)
     for letter in model.tasks:
-        task, output, target, mask = definitions(model)[letter], outputs[letter], targets[letter], masks[letter]
-        loss = task.loss(output, target, mask).cpu().numpy()
-        for counted in ("masked", "all"):
-            label, valid = (
-                (target, mask) if counted == "masked" else (_uncertain_is_background(letter, target, class_names), None)
-            )
+        task, output, target = definitions(model)[letter], outputs[letter], targets[letter]
+        loss, everywhere = task.loss(output, target, masks[letter]).cpu().numpy(), target
+        if letter == "s" and {"uncertain", "background"} <= set(class_names):
+            uncertain, background = (class_names.index(name) for name in ("uncertain", "background"))
+            everywhere = torch.where(target == uncertain, background, target)
+        for counted, label, valid in (("masked", target, masks[letter]), ("all", everywhere, None)):
             rows = {"counted": counted, "task": letter, "loss": loss}
             rows["error"] = task.error(output, label, valid).cpu().numpy()
             if letter == "s":
-                count = partial(_count, classes=len(class_names), valid=valid)
-                both, either = count(output.argmax(dim=1), label.long())
-                rows |= {"intersection": both.tolist(), "union": either.tolist()}
+                kinds = torch.arange(len(class_names), device=label.device).view(-1, 1, 1, 1)
+                predicted, true = output.argmax(dim=1) == kinds, label == kinds  # (C, B, H, W)
+                for name, pixels in (("intersection", predicted & true), ("union", predicted | true)):
+                    pixels = pixels if valid is None else pixels & valid
+                    rows[name] = pixels.sum(dim=(2, 3)).T.tolist()
             yield rows
-
-
-def _uncertain_is_background(letter: str, target: Tensor, class_names: tuple[str, ...]) -> Tensor:
-    if letter != "s" or not {"uncertain", "background"} <= set(class_names):
-        return target
-    uncertain, background = (class_names.index(name) for name in ("uncertain", "background"))
-    return torch.where(target == uncertain, background, target)
-
-
-def _count(predicted: Tensor, label: Tensor, classes: int, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(B, H, W) indices -> (B, C) pixels of the intersection and of the union of each class."""
-    kinds = torch.arange(classes, device=label.device).view(-1, 1, 1, 1)
-    seen, true = predicted == kinds, label == kinds  # (C, B, H, W)
-    if valid is not None:
-        seen, true = seen & valid, true & valid
-    return tuple(pixels.sum(dim=(2, 3)).T for pixels in (seen & true, seen | true))

@@ -1,28 +1,27 @@
 """From the definitions to what the paper's code does, one change at a time, and back: the vulnerabilities of Tables 1
 and 2 on every rung (arXiv 2110.15053). `rungs` reads them.
 
-A rung is a set of `fidelity.CHANGES`. One ladder adds them in their order; the other begins with all of them and takes
-them away in the same order, so that every change is seen among definitions and among published behaviours.
-"""
+A rung is a set of `CHANGES`. One ladder adds them in their order; the other begins with all of them and takes them away
+in the same order, so that every change is seen among definitions and among published behaviours."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import permutations
-from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import model_validator
 
 from mtrlib import metrics, training
+from mtrlib.machine import bar
 from mtrlib.metrics import estimates
-from mtrlib.progress import bar
-from mtrlib.specs import Evaluation, ModelSpec, Tasks
+from mtrlib.specs import ModelSpec, Tasks
 from mtrlib.store import Store
-from mtrlib.studies import fidelity
-from mtrlib.studies.fidelity import CHANGES
-from mtrlib.studies.parameters import Study, different
+from mtrlib.studies.fidelity import changes as published
+from mtrlib.studies.fidelity.changes import CHANGES, measured
+from mtrlib.studies.parameters import Several, Study
 from mtrlib.studies.study import Cell
 from mtrlib.tasks import canonical
 from mtrlib.training.weights import task_weights
@@ -35,8 +34,6 @@ TABLES = {
     ("uniform", "l2"): "l2, 8/255",
 }
 RUNG = ["ladder", "number", "change", "table"]
-_L2 = {"l2": {"norm": "l2"}}
-_CODE = ("attacks", "fidelity")  # that decides a run, beside what decides its model
 _BUDGET = 4.0  # of PGD with "eps 4", in 255ths
 
 
@@ -44,7 +41,7 @@ class Fidelity(Study):
     """Parameters of the notebook `fidelity`: `swapped` names pairs whose heads are loaded by position, in the other
     order."""
 
-    swapped: Annotated[list[Tasks], Field(min_length=1), AfterValidator(different)]
+    swapped: Several[Tasks]
 
     @model_validator(mode="after")
     def _published(self) -> Fidelity:
@@ -62,16 +59,12 @@ class Fidelity(Study):
             task_weights("published", main + auxiliary)
         return self
 
-    def pair(self, tasks: str, seed: int, weights: str) -> ModelSpec:
-        """The model of a pair, as in `rq3.RQ3.pair`."""
-        return self.model(tasks if weights == "published" else canonical(tasks), seed, weights)
-
 
 def steps() -> dict[tuple[str, int], frozenset[str]]:
     """The rungs by ladder ("adding" from the definitions, "undoing" from all published behaviours) and number."""
     names = list(CHANGES)
-    found = {("adding", number): frozenset(names[:number]) for number in range(len(names) + 1)}
-    return found | {("undoing", number): frozenset(names[number:]) for number in range(len(names) + 1)}
+    adding = {("adding", number): frozenset(names[:number]) for number in range(len(names) + 1)}
+    return adding | {("undoing", number): frozenset(names[number:]) for number in range(len(names) + 1)}
 
 
 def cells(p: Fidelity, changes: Iterable[str] = ()) -> list[Cell]:
@@ -80,67 +73,58 @@ def cells(p: Fidelity, changes: Iterable[str] = ()) -> list[Cell]:
     WGD on one task is PGD with WGD's budget; only joint WGD is another attack. Changes that only read a run otherwise
     give the same cells. What budget and epochs the published jobs have is known of PGD in l-infinity (Table 1) alone.
     """
-    changes = fidelity.check(changes)
-    found = []
+    changes, every, tasks = published.check(changes), [], canonical(p.tasks)
 
-    def cell(panel, setting, model, main, attacked, **attack) -> None:
-        if setting == "pgd" and "eps 4" in changes:
-            attack["eps_255"] = _BUDGET
-        images = p.panel_images if setting == "l2" else p.test_images
+    def cell(panel: str, setting: str, model: ModelSpec, main: str, attacked: str, name: str = "pgd") -> None:
+        attack = {"name": name, "images": p.panel_images if setting == "l2" else p.test_images}
+        attack |= {"norm": "l2"} if setting == "l2" else {}
+        attack |= {"eps_255": _BUDGET} if setting == "pgd" and "eps 4" in changes else {}
         third = setting == "pgd" and "third" in changes and model.weights == "published"
-        epoch = model.checkpoints[0] if third else model.epochs
-        evaluation = p.evaluation(model, attacked, epoch, images=images, **attack)
-        found.append(Cell(panel, setting, main, images, evaluation))
+        evaluation = p.evaluation(model, attacked, model.checkpoints[0] if third else None, **attack)
+        every.append(Cell(panel, setting, main, attack["images"], evaluation))
 
-    tasks = canonical(p.tasks)
     for seed in p.seeds:
         for main in tasks:
-            alone = p.model(main, seed)
             for setting in ("pgd", "wgd", "l2"):
-                cell("uniform", setting, alone, main, main, **_L2.get(setting, {}))
-            for auxiliary in tasks.replace(main, ""):
-                for weights in ("uniform", "published"):
-                    pair = p.pair(main + auxiliary, seed, weights)
-                    for attacked in (main, pair.tasks):
-                        cell(weights, "pgd", pair, main, attacked)
+                cell("uniform", setting, p.model(main, seed), main, main)
+            for pair in (main + auxiliary for auxiliary in tasks.replace(main, "")):
+                both = {"uniform": p.model(canonical(pair), seed), "published": p.model(pair, seed, "published")}
+                for weights, model in both.items():
+                    for attacked in (main, model.tasks):
+                        cell(weights, "pgd", model, main, attacked)
                         if weights == "uniform":
-                            cell(weights, "l2", pair, main, attacked, **_L2["l2"])
-                    cell(weights, "wgd", pair, main, pair.tasks, name="wgd")
-    return found
+                            cell(weights, "l2", model, main, attacked)
+                    cell(weights, "wgd", model, main, model.tasks, "wgd")
+    return every
 
 
 def trained(p: Fidelity) -> list[Cell]:
     """Cells of all models of the notebook, for `studies.plan` and `studies.train`: those of RQ3 of the same parameters,
     and the pairs whose heads are swapped."""
-    found = cells(p)
-    for pair in p.swapped:
-        model = p.model(canonical(pair))
-        evaluation = p.evaluation(model, model.tasks[0])
-        found.append(Cell("swapped", "pgd", model.tasks[0], p.test_images, evaluation))
-    return found
+    pairs = [p.model(canonical(pair)) for pair in p.swapped]
+    swaps = [Cell("swapped", "pgd", m.tasks[0], p.test_images, p.evaluation(m, m.tasks[0])) for m in pairs]
+    return cells(p) + swaps
 
 
 def run(store: Store, p: Fidelity) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The vulnerabilities of all rungs, and the logarithms that they are compared by; what the store lacks is attacked
     now.
 
-    Returns
-    -------
-    Two frames as `metrics.estimates` gives them, as each rung reads its runs: relative task vulnerabilities, and log
-    ratios of errors. Both are indexed by ladder, number, change (the one that was added or undone), table, panel,
-    setting, attacked, main and auxiliary.
+    Returns relative task vulnerabilities and log ratios of errors as `metrics.estimates` gives them, as each rung reads
+    its runs; both indexed by ladder, number, change (the one that was added or undone), table, panel, setting,
+    attacked, main and auxiliary.
     """
-    runs = {(c.evaluation, _of_the_run(c, rung)) for rung in steps().values() for c in cells(p, rung)}
-    missing = [(e, changes) for e, changes in sorted(runs, key=str) if not store.has_table(*_run(e, changes), _CODE)]
+    rungs, names = steps(), ["definitions", *CHANGES]
+    runs = {(c.evaluation, _of_the_run(c, rung)) for rung in rungs.values() for c in cells(p, rung)}
+    missing = [(e, of) for e, of in sorted(runs, key=str) if not store.has_table(*published.run(e, of), published.CODE)]
     if missing:
         with bar(sum(e.attack.images * e.attack.steps for e, _ in missing), "attacks", "image-step") as progress:
             for e, changes in missing:
                 measured(store, e, changes)
                 progress.update(e.attack.images * e.attack.steps)
-    names, known, frames = ["definitions", *CHANGES], {}, ({}, {})
-    for (ladder, number), changes in steps().items():
-        if changes not in known:
-            known[changes] = read(errors(store, p, changes), changes)
+    known = {changes: read(errors(store, p, changes), changes) for changes in set(rungs.values())}
+    frames = ({}, {})
+    for (ladder, number), changes in rungs.items():
         change = names[number] if ladder == "adding" or number else "all published"
         for frame, kept in zip(known[changes], frames, strict=True):
             for name, rows in frame.groupby(level=["panel", "setting"], sort=False):
@@ -149,31 +133,16 @@ def run(store: Store, p: Fidelity) -> tuple[pd.DataFrame, pd.DataFrame]:
     return vulnerabilities, logs
 
 
-def measured(store: Store, evaluation: Evaluation, changes: frozenset[str], heads: str | None = None) -> pd.DataFrame:
-    """`fidelity.errors` of a model of the store, kept there in the folder `fidelity`; `heads` are the tasks that its
-    heads serve where they are loaded by position."""
-    spec, attack = evaluation.model, evaluation.attack
-
-    def make() -> pd.DataFrame:
-        model, data = store.model(spec, evaluation.epoch), store.data(spec, "test", attack.images)
-        model = model if heads is None else fidelity.by_position(model, heads)
-        return fidelity.errors(model, data, attack, changes, precision=spec.precision, device=store.device)
-
-    return store.table(*_run(evaluation, changes, heads), make, _CODE)
-
-
 def errors(store: Store, p: Fidelity, changes: frozenset[str]) -> pd.DataFrame:
     """The errors table of one rung, at the points that it reads: columns panel to auxiliary, seed, image_id, batch,
     clean_error and adversarial_error, and of s clean_ and adversarial_ intersection and union."""
     parts = []
     for c in cells(p, changes):
         rows = _read(measured(store, c.evaluation, _of_the_run(c, changes)), c.main, changes)
-        about = {"panel": c.panel, "setting": c.setting, "attacked": c.attacked, "main": c.main}
-        about |= {"auxiliary": c.auxiliary, "seed": c.evaluation.model.seed}
+        about = {name: getattr(c, name) for name in estimates.CELL} | {"seed": c.evaluation.model.seed}
         about |= {name: rows["clean"][name].to_numpy() for name in ("image_id", "batch")}
-        read = [name for name in ("error", "intersection", "union") if name in rows["clean"]]
-        values = {f"{kind}_{name}": rows[kind][name].to_numpy() for kind in rows for name in read}
-        parts.append(pd.DataFrame({**about, **values}))
+        names = [name for name in ("error", "intersection", "union") if name in rows["clean"]]
+        parts.append(pd.DataFrame({**about, **{f"{of}_{n}": rows[of][n].to_numpy() for of in rows for n in names}}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -190,73 +159,71 @@ def read(errors: pd.DataFrame, changes: frozenset[str]) -> tuple[pd.DataFrame, p
 
 
 def swapped(store: Store, p: Fidelity) -> pd.DataFrame:
-    """What heads by position do: each pair of `p.swapped`, and its two tasks, loaded in the other order than trained.
+    """What heads by position do, to each pair of `p.swapped` that is loaded in the other order than trained.
 
-    Returns
-    -------
-    One row a pair and task: loads ("with swapped heads" or "fails"), clean_error and vulnerability (of PGD on that
-    task, by definition) of the model and, ending in _swapped, of the one with its heads swapped.
+    Returns one row a pair and task: loads ("with swapped heads" or "fails"), clean_error and vulnerability (of PGD on
+    that task, by definition) of the model and, ending in _swapped, of the one with its heads swapped.
     """
     rows = []
     for pair in p.swapped:
         spec = p.model(canonical(pair))
-        loads = fidelity.fit_by_position(training.build(spec, spec.data.tasks), spec.tasks[::-1])
+        untrained, turned, ends = training.build(spec, spec.data.tasks), spec.tasks[::-1], {"": None}
+        with suppress(ValueError):
+            published.by_position(untrained, turned)
+            ends["_swapped"] = turned
         for task in spec.tasks:
-            evaluation = p.evaluation(spec, task)
-            row = {"pair": spec.tasks, "task": task, "loads": "with swapped heads" if loads else "fails"}
-            for end, heads in {"": None, "_swapped": spec.tasks[::-1]}.items():
-                if heads is None or loads:
-                    found = _read(measured(store, evaluation, frozenset(), heads), task, frozenset())
-                    clean, adversarial = found["clean"].error, found["adversarial"].error
-                    row[f"clean_error{end}"] = clean.mean()
-                    row[f"vulnerability{end}"] = metrics.relative_task_vulnerability(clean, adversarial)
+            row = {"pair": spec.tasks, "task": task, "loads": "with swapped heads" if "_swapped" in ends else "fails"}
+            for end, heads in ends.items():
+                kinds = _read(measured(store, p.evaluation(spec, task), frozenset(), heads), task, frozenset())
+                clean, adversarial = kinds["clean"].error, kinds["adversarial"].error
+                row[f"clean_error{end}"] = clean.mean()
+                row[f"vulnerability{end}"] = metrics.relative_task_vulnerability(clean, adversarial)
             rows.append(row)
     return pd.DataFrame(rows)
 
 
 def heads(store: Store, p: Fidelity) -> pd.DataFrame:
     """Adversarial vulnerability, by definition and over all heads, of the two-task cells of Table 1 A under the attack
-    by definition: main, auxiliary, attacked, definition, all_heads (mean over batches, and seeds)."""
+    by definition: main, auxiliary, attacked, definition, all_heads (mean over batches, and seeds), ratio."""
     rows = []
-    for c in cells(p):
-        if (c.panel, c.setting) == ("uniform", "pgd") and c.main != c.auxiliary:
-            found = measured(store, c.evaluation, frozenset()).query("counted == 'masked'")
-            loss = found.pivot(index=["batch", "image_id"], columns=["point", "task"], values="loss")
-            clean, adversarial = loss["clean"], loss["best"]
-            parts = [
-                fidelity.all_heads(clean.loc[batch].T, adversarial.loc[batch].T)
-                for batch in clean.index.unique("batch")
-            ]
-            attacked = list(c.evaluation.attack.tasks)
-            value = metrics.adversarial_vulnerability(clean[attacked].sum(axis=1), adversarial[attacked].sum(axis=1))
-            where = {"main": c.main, "auxiliary": c.auxiliary, "attacked": c.attacked}
-            rows.append({**where, "definition": value, "all_heads": np.mean(parts)})
-    found = pd.DataFrame(rows).groupby(["main", "auxiliary", "attacked"], sort=False).mean().reset_index()
-    return found.assign(ratio=found.all_heads / found.definition)
+    for c in (c for c in cells(p) if (c.panel, c.setting) == ("uniform", "pgd") and c.main != c.auxiliary):
+        masked = measured(store, c.evaluation, frozenset()).query("counted == 'masked'")
+        loss = masked.pivot(index=["batch", "image_id"], columns=["point", "task"], values="loss")
+        clean, adversarial, attacked = loss["clean"], loss["best"], list(c.evaluation.attack.tasks)
+        batches = clean.index.unique("batch")
+        row = {name: getattr(c, name) for name in ("main", "auxiliary", "attacked")}
+        of_attacked = (losses[attacked].sum(axis=1) for losses in (clean, adversarial))
+        row["definition"] = metrics.adversarial_vulnerability(*of_attacked)
+        row["all_heads"] = np.mean([all_heads(clean.loc[batch].T, adversarial.loc[batch].T) for batch in batches])
+        rows.append(row)
+    table = pd.DataFrame(rows).groupby(["main", "auxiliary", "attacked"], sort=False).mean().reset_index()
+    return table.assign(ratio=table.all_heads / table.definition)
+
+
+def all_heads(clean_loss, adversarial_loss) -> float:
+    """The published adversarial vulnerability of a batch: |mean over images of adversarial - clean loss|, summed over
+    all heads of the model, attacked or not, before the absolute value. Definition 1 has the mean of absolute changes
+    of the attacked ones, `metrics.adversarial_vulnerability`. Both losses are (T, N), a row a head."""
+    clean, adversarial = np.asarray(clean_loss, float), np.asarray(adversarial_loss, float)
+    if clean.shape != adversarial.shape or clean.ndim != 2:
+        raise ValueError(f"Losses should both be (T, N). Found {clean.shape} and {adversarial.shape}.")
+    return float(abs((adversarial - clean).mean(axis=1).sum()))
 
 
 def _of_the_run(c: Cell, changes: frozenset[str]) -> frozenset[str]:
     """Those of the changes that make another run of this cell's attack."""
-    attack = c.evaluation.attack
-    has_masks = c.evaluation.model.data.name != "rooms"
-    weighted = "s" in attack.tasks or has_masks
-    matter = {"start": True, "batch l2": attack.norm == "l2", "class weights": weighted}
-    matter["constant WGD"] = attack.name == "wgd"
-    return frozenset(name for name, does in matter.items() if does and name in changes)
-
-
-def _run(evaluation: Evaluation, changes: frozenset[str], heads: str | None = None) -> tuple[str, dict, list]:
-    """What names a run in the store."""
-    about = {"evaluation": evaluation.model_dump(mode="json"), "changes": sorted(changes), "batch": fidelity.BATCH}
-    return "fidelity", {**about, "heads": heads}, [(evaluation.model, evaluation.epoch)]
+    attack, data = c.evaluation.attack, c.evaluation.model.data
+    matter = {"start": True, "batch l2": attack.norm == "l2", "constant WGD": attack.name == "wgd"}
+    matter["class weights"] = "s" in attack.tasks or data.name != "rooms"  # which alone has no masks
+    return frozenset(name for name in changes if matter.get(name))
 
 
 def _read(rows: pd.DataFrame, main: str, changes: frozenset[str]) -> dict[str, pd.DataFrame]:
     """The rows of the main task at the two points that a rung reads, by "clean" and "adversarial"."""
     rows = rows[(rows.task == main) & (rows.counted == ("all" if "unmasked" in changes else "masked"))]
-    clean = "first" if "baseline" in changes else "clean"
     adversarial = ("last" if "last" in changes else "best") + (", early" if "early" in changes else "")
-    return {"clean": rows[rows.point == clean], "adversarial": rows[rows.point == adversarial]}
+    points = {"clean": "first" if "baseline" in changes else "clean", "adversarial": adversarial}
+    return {kind: rows[rows.point == point] for kind, point in points.items()}
 
 
 def _of_batches(rows: pd.DataFrame, images: np.ndarray) -> np.ndarray:
@@ -277,13 +244,8 @@ def _batch_errors(rows: pd.DataFrame, kind: str, counts: np.ndarray) -> np.ndarr
     """(R, N) how often each image counts -> (R,): mean over the images of 1 - mIoU of their batch, over the classes
     that are labelled or predicted in it."""
     total = np.zeros(len(counts))
-    batch = rows.batch.to_numpy()
-    for number in np.unique(batch):
-        here = batch == number
-        both, either = (
-            counts[:, here] @ np.stack(rows[f"{kind}_{name}"].to_numpy()[here]) for name in ("intersection", "union")
-        )
-        seen = either > 0
-        iou = np.where(seen, both / np.maximum(either, 1), 0).sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
-        total += counts[:, here].sum(axis=1) * (1 - iou)
+    for here in (rows.batch.to_numpy() == number for number in np.unique(rows.batch)):
+        both, either = (counts[:, here] @ np.stack(rows[f"{kind}_{n}"][here]) for n in ("intersection", "union"))
+        number = np.maximum((either > 0).sum(axis=1), 1)
+        total += counts[:, here].sum(axis=1) * (1 - (both / np.maximum(either, 1)).sum(axis=1) / number)
     return total / counts.sum(axis=1)
