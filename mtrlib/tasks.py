@@ -5,8 +5,6 @@ these in another way (`data.tasks`), and a model keeps the definitions that it w
 means over the valid pixels (and channels) of one image: no image depends on its batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from string import ascii_letters

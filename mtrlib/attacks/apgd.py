@@ -1,8 +1,6 @@
 """Auto-PGD (Croce and Hein 2020, arXiv 2003.01690, section 3 and algorithm 1): PGD with momentum whose step size is
 halved, image by image, when the loss has stopped rising; it then starts again from the best point."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,8 +1,6 @@
 """Attacks that weight the tasks anew in every step, for each image by itself: WGD, the paper's own (arXiv 2110.15053,
 RQ3, definition 5), and DGBA (Zhang et al. 2023, arXiv 2305.12066)."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

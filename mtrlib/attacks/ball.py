@@ -1,7 +1,5 @@
 """What all attacks share: the ball around each image, steps and projections in its norm, the best point kept."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

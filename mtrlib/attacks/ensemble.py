@@ -1,7 +1,5 @@
 """The worst case of several attacks, image by image (as in AutoAttack, Croce and Hein 2020, arXiv 2003.01690)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

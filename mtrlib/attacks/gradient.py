@@ -2,8 +2,6 @@
 2017, arXiv 1607.02533, section 2.2), MIM (Dong et al. 2018, arXiv 1710.06081, algorithm 1) and PGD (Madry et al. 2018,
 arXiv 1706.06083, section 2.1), the attack of the paper's RQ1."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

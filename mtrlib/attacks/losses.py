@@ -1,7 +1,5 @@
 """Losses for attacks, from a model and a batch; for dense classes also those of SegPGD and CosPGD."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps

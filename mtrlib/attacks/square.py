@@ -1,8 +1,6 @@
 """Square Attack (Andriushchenko et al. 2020, arXiv 1912.00049, algorithms 1 to 3): random search with squares of
 shrinking size. It sees losses only, no gradients: where it finds more than gradient attacks do, gradients mislead."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Correlations of cells within main tasks, where alone they can guide a choice (paper, RQ4 and Table 3)."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -5,8 +5,6 @@ images (the jackknife). Whatever is computed of cells (a logarithm, a difference
 alike, so its error comes out of the same columns: training noise from the seeds, sampling of images from the blocks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """From the errors table to the tables that are read: vulnerabilities with intervals, beside the paper's, and shares."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -6,8 +6,6 @@ r_i is the gradient of the loss of task i with respect to the image, L = sum_i w
 q the dual of the attack norm: 1 for linf, 2 for l2. To first order an attack raises L by eps ||sum_i w_i r_i||_q.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ encoder is the `*_small` one with a quarter of its channels, and so are its deco
 for runs that are to be short on any machine.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from functools import lru_cache
 

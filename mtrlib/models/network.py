@@ -5,8 +5,6 @@ convolutions of stride 2, as many as bring the latent back to the size of the im
 connections; those of `*_tiny` encoders are as much narrower as these. `xception_small` has one of its own.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The authors' checkpoints: their ResNets, by the names that their code gives to layers and tasks."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -4,8 +4,6 @@ The state is saved after every epoch (or, for short epochs, every few seconds). 
 seed and the epoch alone, so a training that was killed and started again ends with the same bytes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
