@@ -627,3 +627,19 @@ def test_from_files_to_errors(tree, tmp_path):
     columns = ["clean_error", "adversarial_error", "clean_loss", "adversarial_loss"]
     assert np.isfinite(errors[columns]).all(axis=None)
     assert store.record(spec)["images"] == 5
+
+
+def test_masks_are_read_as_they_are_published_and_other_names_are_said(tmp_path):
+    """Files of mask_valid are called depth_zbuffer in the published sets; a folder whose files fit no name is named."""
+    marked = np.zeros((32, 32), np.uint8)
+    marked[:, 8:] = 255
+    write_frame(tmp_path, 0, mask_valid=marked)
+    (tmp_path / "mask_valid" / "point_0_view_0_domain_mask_valid.png").rename(
+        tmp_path / "mask_valid" / "point_0_view_0_domain_depth_zbuffer.png"
+    )
+    mask = data.load("taskonomy", tasks="n", split="train", size=32, root=tmp_path).masks["n"]
+    assert np.array_equal(mask[0], marked > 0)
+    (named,) = (tmp_path / "normal").iterdir()
+    named.rename(named.with_name("point_0_view_0_domain_normals.png"))
+    with pytest.raises(ValueError, match=r"normal should hold files point.*_domain_normal\.png\. Found .*normals"):
+        data.load("taskonomy", tasks="n", split="train", size=32, root=tmp_path)

@@ -36,6 +36,7 @@ TASKS = tasks.TASKS | {"s": replace(tasks.TASKS["s"], class_names=CLASSES)}
 _FIRST_TEST_POINT = 1200
 _FIRST_INVALID_DEPTH = 64500
 _FILE_NAME = re.compile(r"(point_([0-9]{1,18})_view_([0-9]{1,18}))_domain_(\w+)\.png")
+_ALSO = {"mask_valid": ("depth_zbuffer",)}  # what files of a domain are called, too: masks as they are published
 _Frame = tuple[Path, str]  # building, and "point_p_view_v" as its files spell it
 
 
@@ -103,14 +104,22 @@ def _frames(root: Path, split: str) -> list[_Frame]:
 
 
 def _find(frames: Sequence[_Frame], domain: str) -> list[File]:
-    """The file of a domain of each frame, whether or not it is there; of classes in the first spelling that is."""
-    names = ("segment_semantic", "segmentsemantic") if domain == "segment_semantic" else (domain,)
+    """The file of a domain of each frame, there or not; in the first spelling of its folder and files that is there.
+
+    ValueError for a folder of the domain whose files are all called otherwise.
+    """
+    folders = ("segment_semantic", "segmentsemantic") if domain == "segment_semantic" else (domain,)
+    names = (*folders, *_ALSO.get(domain, ()))
     places = {}
     for building in {building for building, _ in frames}:
-        there = (folder for folder in (building / name for name in names) if folder.is_dir())
-        files = ((folder, file) for folder in there for file in map(_FILE_NAME.fullmatch, os.listdir(folder)) if file)
-        spelled = ((folder, file[4]) for folder, file in files if file[4] in names)
-        places[building] = next(spelled, (building / domain, domain))
+        there = [folder for folder in (building / name for name in folders) if folder.is_dir()]
+        listed = [(folder, name) for folder in there for name in sorted(os.listdir(folder)) if name[0] != "."]
+        files = ((folder, match) for folder, name in listed if (match := _FILE_NAME.fullmatch(name)))
+        spelled = [(folder, match[4]) for folder, match in files if match[4] in names]
+        if listed and not spelled:
+            folder, name = listed[0]
+            raise ValueError(f"{folder} should hold files point_<p>_view_<v>_domain_{folder.name}.png. Found {name}.")
+        places[building] = (spelled or [(building / domain, domain)])[0]
     paths = ((*places[building], stem) for building, stem in frames)
     return [decoding.find(domain, f"{folder}{os.sep}{stem}_domain_{name}.png") for folder, name, stem in paths]
 
