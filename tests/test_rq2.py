@@ -149,6 +149,21 @@ def test_sets_of_one_size_are_compared_by_how_their_gradients_correlate(sign, ve
     assert told[told["where"].str.contains("one size")].verdict.to_list() == [verdict]
 
 
+def test_three_sets_say_nothing_of_how_gradients_correlate_however_many_images():
+    """Of three tasks one size has three sets: of their 6 orders one agrees wholly by chance, whatever the noise."""
+    letters = "sdD"
+    covariances = np.eye(3) + 0.1 * np.abs(np.subtract.outer(np.arange(3), np.arange(3)))
+    rises = {s: 2 + covariances[letters.index(s[0]), letters.index(s[1])] if len(s) == 2 else 1.0
+             for s in rq2.subsets(letters)}  # fmt: skip
+    errors = errors_of(rises, noise=0.0)
+    empty = dict.fromkeys(("norms", "joint"), {}) | dict.fromkeys(("moments", "cosines", "variances"), np.eye(3))
+    table = predictions.alike(errors, theory.Gradients(**empty, covariances=covariances), letters)
+    assert table.error.to_list() == pytest.approx([0.5**0.5], rel=1e-6)
+    told = claims.findings("rq2", errors.assign(clean_error=1.0, adversarial_error=1.0), alike=table)
+    told = told[told["where"].str.contains("one size")]
+    assert told[["verdict", "needs"]].to_numpy().tolist() == [["open", "never at a sensible size"]]
+
+
 def test_agreement_finds_the_prediction_that_orders_the_marginals():
     g = np.random.default_rng(0)
     rises = {s: len(s) ** 2 * 1.0 + 0.1 * k for k, s in enumerate(rq2.subsets("sdn"))}

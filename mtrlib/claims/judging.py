@@ -253,8 +253,9 @@ def _needs(settled, rows: pd.DataFrame, threshold: float, family: int) -> str:
     then in 4 of 5 cases, if what is seen is true. Of one training nobody knows: three first."""
     reach = ((rows.value - threshold).abs() / (_POWER - ndtri(_LEVEL.get() / 2 / family))).to_numpy() ** 2
     noise, had, unknown = rows.training.to_numpy(), rows.seeds.to_numpy(), np.isinf(rows.error).to_numpy()
+    stays = rows.sets.to_numpy() if "sets" in rows else 0.0  # the sets of tasks are all there are
     for seeds, times in sorted(product(SEEDS, IMAGES), key=lambda size: (size[0] * size[1], size[0])):
-        left = noise * had / seeds + rows.images.to_numpy() / times
+        left = noise * had / seeds + rows.images.to_numpy() / times + stays
         if settled(np.where(unknown, seeds >= 3, (had <= seeds) & (left < reach))):
             return f"{seeds} seeds" + (f", {times} times the images" if times > 1 else "")
     return NEVER

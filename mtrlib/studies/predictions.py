@@ -95,8 +95,9 @@ def alike(errors: pd.DataFrame, found: theory.Gradients, tasks: str) -> pd.DataF
     """Whether sets whose gradients correlate less are less vulnerable than others of their size, under linf and with
     weights 1/N: Spearman's correlation of their vulnerability with theorem 2's factor, mean over the sizes.
 
-    Parameters and return value: as of `bounds`, one row; above 0 if theorem 2 is right. Empty where no size has three
-    sets.
+    Parameters and return value: as of `bounds`, one row; above 0 if theorem 2 is right. Its error has a part "sets"
+    more: what the correlation of so few sets is by chance, of variance 1 / (n - 1) each (Kendall and Gibbons 1990,
+    Rank Correlation Methods, section 4.13). Empty where no size has three sets.
     """
     sets = task_sets.vulnerabilities(errors, "linf")
     several = [s for s in sets.index if len(s) > 1]
@@ -110,7 +111,9 @@ def alike(errors: pd.DataFrame, found: theory.Gradients, tasks: str) -> pd.DataF
     def within(column: pd.Series) -> float:
         return float(np.mean([spearman(column[rows], factor[rows]) for rows in sizes]))
 
-    return estimates.uncertainty(estimates.columnwise(relative.dropna(axis=1), within))
+    table = estimates.uncertainty(estimates.columnwise(relative.dropna(axis=1), within))
+    chance = np.sum([1 / (len(rows) - 1) for rows in sizes]) / len(sizes) ** 2
+    return table.assign(sets=chance, error=np.hypot(table.error, chance**0.5))
 
 
 def agreement(sets: pd.DataFrame, of_steps: pd.DataFrame) -> pd.DataFrame:
