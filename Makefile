@@ -66,7 +66,7 @@ release: .venv/installed
 # Execute the committed notebooks again, in place, with their defaults.
 notebooks: .venv/installed
 	$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
-	    $(NOTEBOOKS:%=notebooks/%.ipynb)
+	    $(NOTEBOOKS:%=notebooks/%.ipynb) notebooks/results.ipynb
 
 # A page of a folder of results: claims, verdicts, figures, rendered notebooks.
 report: .venv/installed

@@ -1,5 +1,7 @@
 """Findings and verdicts from errors tables with a known truth."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -294,8 +296,41 @@ def test_a_summary_has_every_claim_with_its_findings_in_words():
     assert list(told.index) == ["1.1", "1.2", "1.3", "1.4", "1.5", "1.6"]
     assert told.verdict["1.1"] == "not measured here"
     assert told.verdict["1.2"] == "agrees"
-    assert "asked below 95%: as claimed" in told.measured["1.2"]
+    assert "model of their main task. The claim needs less than 95%: as claimed." in told.measured["1.2"]
     assert claims.sentences(found, "1.2").splitlines()[0] == "Claim 1.2: agrees"
+
+
+def test_every_rule_has_a_sentence_that_takes_one_number():
+    for rule in judging.rules().itertuples():
+        assert rule.sentence.count("{}") == 1, rule.Index
+    assert all(re.search(r"\w", text) for text in judging.words().values())
+
+
+ROWS = [
+    ("3.2", "uniform weights, apgd, single, mean of 6 cells: error under attack, over PGD's", 1.1, 1.08, 1.11,
+     "above 1.5 times", True, "disagrees", ""),
+    ("1.3", "linf, joint: cells less vulnerable than the single-task model (4 of 20 cells not learned)", 0.5, 0.25,
+     0.75, "none", False, "disagrees", ""),
+    ("4.1", "early stopping as proxy: rank correlation within main tasks", 0.4, -1.0, 1.0, "above 0", True, "open",
+     "3 seeds"),
+    ("3.3", "a place of one's own: a number of one's own", 2.0, 2.0, 2.0, "at least 1", True, "agrees", ""),
+]  # fmt: skip
+SENTENCES = [
+    "Uniform weights, Auto-PGD, on one task, mean of 6 cells: the error under attack is 1.10 times that under PGD (95 "
+    "% interval 1.08 to 1.11). The claim needs more than 1.5 times: against the claim.",
+    "L-infinity attack, on all tasks: 50% of the task pairs are less vulnerable than the single-task model of their "
+    "main task (surely 25% to 75%) (4 of 20 cells not learned). The claim needs none: against the claim, for "
+    "comparison only.",
+    "Early stopping as proxy: the rank correlation within main tasks is 0.40 (95 % interval -1.00 to 1.00). The claim "
+    "needs more than 0: open (needs 3 seeds).",
+    "A place of one's own: a number of one's own 2.00. The claim needs at least 1: as claimed.",
+]
+
+
+@pytest.mark.parametrize(("row", "sentence"), list(zip(ROWS, SENTENCES, strict=True)))
+def test_a_finding_reads_as_english(row, sentence):
+    (finding,) = pd.DataFrame([row], columns=judging.COLUMNS).itertuples()
+    assert judging.sentence(finding) == sentence
 
 
 def test_intervals_of_a_difference_cover():

@@ -24,7 +24,7 @@ from safetensors import safe_open
 
 from mtrlib import batch, data, figures, machine, sealed
 from mtrlib.batch import report
-from mtrlib.claims import published
+from mtrlib.claims import judging
 from mtrlib.metrics.tables import write as write_tables
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.store import Store
@@ -126,6 +126,7 @@ def write(folder, name, last, limit):
 import matplotlib.pyplot, torch._dynamo, mtrlib.data.decoding, mtrlib.data.folder, mtrlib.rooms.rendering
 from mtrlib import figures, studies
 from mtrlib.metrics import tables
+from mtrlib.claims import judging
 from mtrlib.metrics.tables import write as write_tables
 MODELS[0].data.tasks
 training.optimizer_of(MODELS[0], dict(training.build(MODELS[0], MODELS[0].data.tasks).named_parameters()))
@@ -372,9 +373,8 @@ def test_papermill_and_its_kernel_are_killed_and_the_next_ones_end_with_the_same
 
 def results(folder: Path) -> None:
     """A small folder of results but for its page."""
-    claims = published.claims("RQ3")[["claim"]].assign(measured="x: 1 [0, 2]", verdict=[*report.SIGNS, "open", "open"])
-    rows = claims.assign(**{"printed tables": ""}).reset_index(names="number")
-    write_tables(folder, "rq3", verdicts=rows)
+    row = ("3.1", "a: x", 1.0, 0.0, 2.0, "above 4", True, "disagrees", "")
+    write_tables(folder, "rq3", findings=pd.DataFrame([row], columns=judging.COLUMNS))
     figure = Figure()
     figure.subplots().plot([0, 1])
     figures.write(folder, "rq3", pgd=figure)
@@ -400,7 +400,7 @@ WRITERS = {
 @pytest.mark.parametrize(
     "name, last",
     [
-        *[("results", file) for file in ("rq3_verdicts.csv", "rq3_pgd.png", "rq3_pgd.svg")],
+        *[("results", file) for file in ("rq3_findings.csv", "rq3_pgd.png", "rq3_pgd.svg")],
         *[("page", "index.html"), ("report", "tour.html")],
         *[("example", file) for file in ("images/train_0001.png", "inverse/train_0001.npy")],
     ],

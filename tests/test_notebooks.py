@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from mtrlib import batch, data, machine
+from mtrlib.studies import results
 
 ROOT = machine.root()
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb") if path.stem in batch.NOTEBOOKS)
 RQ1 = ROOT / "notebooks" / "rq1_auxiliary_tasks.ipynb"
 
 
@@ -61,6 +62,23 @@ def test_the_laptop_tier_with_its_released_errors_is_the_default_of_the_notebook
     assert laptop == {**defaults, "released": ""}
     assert defaults["released"] == released
     assert not released or (ROOT / released).is_file()
+
+
+def test_the_notebook_of_the_results_is_executed_and_shows_what_they_say():
+    """It computes nothing: findings and figures of other notebooks, in words."""
+    (path,) = set((ROOT / "notebooks").glob("*.ipynb")) - set(NOTEBOOKS)
+    assert path.stem == "results"
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    answer = results.answer(results.read("results/laptop"))
+    assert answer in [output.data["text/markdown"] for output in cells[1].outputs]
+    assert sum(bool(line.strip()) for cell in cells for line in cell.source.splitlines()) <= 40
+
+
+def test_the_notebook_of_the_results_refuses_other_parameters(tmp_path):
+    done = papermill(ROOT / "notebooks" / "results.ipynb", tmp_path / "results.ipynb", "-p", "foldr", "results/laptop")
+    assert done.returncode != 0
+    assert "Unknown parameter foldr" in done.stderr
 
 
 def test_rq1_with_other_parameters(tmp_path):

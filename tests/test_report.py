@@ -1,5 +1,6 @@
 """The page of results: every link resolves, every claim and verdict is on it, and a browser finds nothing wrong."""
 
+import html
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from mtrlib import batch, figures, machine
 from mtrlib.batch import report
 from mtrlib.claims import judging, published
 from mtrlib.metrics import tables
-from mtrlib.studies.fidelity import rungs
+from mtrlib.studies import results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -33,65 +34,112 @@ class Links(HTMLParser):
         self.found += [value for name, value in attrs if name in ("href", "src")]
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Results as the notebooks write them: a table of verdicts, a figure, an executed notebook."""
-    claims = published.claims("RQ3")[["claim", "printed_evidence"]].rename(
-        columns={"printed_evidence": "printed tables"}
+def finding(number, where, estimate, told, decides=True, asked="above 4", spread=1, needs=""):
+    return (number, where, estimate, estimate - spread, estimate + spread, asked, decides, told, needs)
+
+
+ROWS = [
+    finding("3.1", "pgd: <b>1</b> of <script>", 5, "agrees"),
+    finding("3.2", "a: x", 1, "agrees"),
+    finding("3.2", "b: x", 5, "disagrees", decides=False),
+    finding("3.2", "c, d: x", 2, "disagrees"),
+    finding("3.3", "e: x", 1.0, "open", asked="above 1.5 times", needs="3 seeds"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Results as the notebooks write them: findings, a figure, an executed notebook; and their page."""
+    folder = tmp_path_factory.mktemp("results") / "mine"
+    tables.write(folder, "rq3", findings=pd.DataFrame(ROWS, columns=judging.COLUMNS))
+    closing = [("3.3", 1, "3 seeds", 0.5, 1.5)]
+    tables.write(
+        folder, "rq3", closing=pd.DataFrame(closing, columns=["number", "findings", "needs", "PFLOP", "hours"])
     )
-    rows = claims.assign(measured=["pgd: 90% [80%, 95%]; apgd: <b>1</b> [0, 2]", "", "x: 1 [0, 2]", "", "", ""])
-    rows["verdict"] = [*report.SIGNS, "open", "open"]
-    tables.write(tmp_path, "rq3", verdicts=rows.reset_index(names="number"))
+    row = {"claim": "3.1 <b>", "definitions": "disagrees", "published behaviour": "agrees", "stands under": "neither"}
+    tables.write(folder, "fidelity", verdicts=pd.DataFrame([row]))
     figure, axis = plt.subplots()
     axis.plot([0, 1])
     plt.close(figure)
-    figures.write(tmp_path, "rq3", pgd=figure)
+    figures.write(folder, "rq3", pgd=figure)
     for name in ("rq3_task_weights", "tour"):
         cells = [nbformat.v4.new_markdown_cell(f"# {name}"), nbformat.v4.new_code_cell("1 + 1")]
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / f"{name}.ipynb")
-    return tmp_path
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
+    assert report.write(folder) == folder / "index.html"
+    return folder
 
 
 def test_every_link_and_image_resolves(folder):
-    page = report.write(folder).read_text()
+    page = (folder / "index.html").read_text()
     local = [link for link in Links(page).found if not link.startswith(("https://arxiv.org", "data:", "#"))]
-    assert {"rq3_pgd.png", "rq3_task_weights.html", "tour.html"} <= set(local)
+    assert {"rq3_pgd.png", "rq3_task_weights.html", "tour.html"} == set(local)
     assert all((folder / link).is_file() for link in local)
+    inside = [link[1:] for link in Links(page).found if link.startswith("#")]
+    assert len(inside) > 6
+    assert all(f'id="{html.escape(link)}"' in page for link in inside)
+    assert "tour.ipynb" not in page
+    assert ">new_dataset</a>" not in page, "a notebook that is not among the results is no link"
 
 
-def test_claims_stand_with_their_verdicts(folder):
-    page = report.write(folder).read_text()
-    for number, claim in published.claims("RQ3").claim.items():
-        assert f"{number} {claim}" in page
-    for verdict, sign in report.SIGNS.items():
-        assert f"{sign} {verdict}: {3 if verdict == 'open' else 1}" in page
-        assert f".{verdict.split()[0]} .verdict {{" in page, "each has its colour"
-    assert "<li>pgd: 90% [80%, 95%]</li>" in page
-    assert "&lt;b&gt;1&lt;/b&gt;" in page, "text of tables is text"
+def test_the_page_says_what_came_out(folder):
+    page = html.unescape((folder / "index.html").read_text())
+    assert "The paper's 21 claims, on rooms: 1 confirmed, 1 contradicted, 1 open, 18 not measured." in page
+    for number, claim in published.claims().claim.items():
+        assert re.search(rf">{re.escape(number)}</td>\s*<td[^>]*>{re.escape(claim)}</td>", page), number
+    assert "✗ disagrees: 3.2 " in page
+    assert "c, d: x 2.00 (95 % interval 1.00 to 3.00). The claim needs more than 4: against the claim." in page.replace(
+        "C,", "c,"
+    )
+    assert "1 of its 1 verdicts change with all that was published: 3.1 <b> (disagrees, then agrees)." in page
     assert "device cpu" in page or "device cuda" in page
+    assert "results.read" not in page, "no code on the page"
 
 
-def test_the_finding_that_is_shown_is_one_that_decides(tmp_path):
-    about = [("a: x", 1, "agrees", True), ("b: x", 5, "disagrees", False), ("c, d: x", 2, "disagrees", True)]
-    rows = [("3.1", where, n, n - 1, n + 1, "above 4", decides, told, "") for where, n, told, decides in about]
-    rows.append(("3.2", "e: x", 1.0, 0.0, 2.0, "above 1.5 times", True, "open", "3 seeds"))
-    tables.write(tmp_path, "rq3", findings=pd.DataFrame(rows, columns=judging.COLUMNS))
-    shown = {line.split(" | ")[0][2:]: line for line in report.markdown(tmp_path).split("\n")}
-    assert shown["3.1"].endswith("| c, d: 2.00 [1.00, 3.00], asked above 4 | ✗ disagrees |")
-    assert shown["3.2"].endswith("| e: 1.00 [0, 2.00], asked above 1.5 times; needs 3 seeds | ? open |")
-    assert shown["3.3"].endswith("| - | – not measured here |")
+def test_text_of_tables_is_text(folder):
+    page = (folder / "index.html").read_text()
+    assert "<script>:" not in page
+    assert "3.1 <b>" not in page
+
+
+def test_what_decides_comes_first_and_the_rest_is_folded():
+    told = results.claims(pd.DataFrame(ROWS, columns=judging.COLUMNS), "RQ3")
+    own = told[told.index("3.2 ") : told.index("3.3 ")]
+    assert [line[2:6] for line in own.split("\n") if line[:2] == "- "] == ["C, d", "A: x", "B: x"]
+    assert own.index("A: x") < own.index("<summary>3.2, further findings: 1</summary>") < own.index("B: x")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told", "lead"),
+    [
+        (0.1, 0.4, "agrees", "**Not reliably: with only the main task attacked, "),
+        (1.0, 1.0, "disagrees", "**Yes: with only the main task attacked, "),
+        (0.0, 1.0, "open", "**It cannot be told yet: with only the main task attacked, "),
+    ],
+)
+def test_the_answer_is_computed_from_the_finding_on_claim_1_2(low, high, told, lead):
+    row = ("1.2", "linf, single: cells less vulnerable", 0.2, low, high, "below 95%", True, told, "")
+    answer = results.answer(pd.DataFrame([row], columns=judging.COLUMNS))
+    assert answer.startswith(f"{lead}a second task makes a model harder to attack in 20% of the task pairs (")
+    counted = {"agrees": "1 confirmed", "disagrees": "1 contradicted", "open": "1 open"}[told]
+    assert answer.endswith(f"The paper's 21 claims, on rooms: {counted}, 20 not measured.")
+
+
+def test_rooms_and_photographs_stand_side_by_side(tmp_path):
+    tables.write(tmp_path / "rooms", "rq3", findings=pd.DataFrame(ROWS, columns=judging.COLUMNS))
+    tables.write(tmp_path / "photos", "rq3", findings=pd.DataFrame(ROWS[1:2], columns=judging.COLUMNS))
+    table = results.side_by_side(tmp_path / "rooms", tmp_path / "photos").set_index("").loc["3.2"]
+    assert (table.rooms, table.photographs) == ("✗ disagrees", "✓ agrees")
+    assert table["printed tables"] == "✓ follow"
 
 
 def test_the_readme_shows_the_committed_results():
-    """Its table of claims is the one of results/laptop, word for word, and its pictures are there."""
-    readme = (machine.root() / "README.md").read_text()
-    results = machine.root() / "results" / "laptop"
-    table = report.markdown(results)
-    assert table.count("\n") == 1 + len(published.claims()), "every claim of the paper"
-    assert table in readme
-    assert report.changed(results) in " ".join(readme.split()), "what the published code changes"
+    """Its answer is that of results/laptop, word for word, and its pictures are there."""
+    readme = " ".join((machine.root() / "README.md").read_text().split())
+    committed = machine.root() / "results" / "laptop"
+    assert results.answer(results.read(committed)) in readme
+    assert results.changed(committed) in readme, "what the published code changes"
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme)
-    assert len(pictures) >= 2
+    assert pictures
     assert all((machine.root() / picture).is_file() for picture in pictures)
 
 
@@ -100,41 +148,31 @@ def test_changed_verdicts_are_counted(tmp_path):
     rows = [["3.1 a", "disagrees", "agrees", "x"], ["3.2 b", "agrees", "agrees", "x"], ["3.3 c", "agrees", "?", "x"]]
     tables.write(tmp_path, "fidelity", verdicts=pd.DataFrame(rows, columns=columns))
     told = "2 of its 3 verdicts change with all that was published: "
-    assert report.changed(tmp_path) == told + "3.1 a (disagrees, then agrees); 3.3 c (agrees, then ?)."
+    assert results.changed(tmp_path) == told + "3.1 a (disagrees, then agrees); 3.3 c (agrees, then ?)."
 
 
 def test_committed_results_are_whole():
     """Notebooks that ran to their end, each under 3 MB, their figures as PNG and SVG, and the machine."""
-    results = machine.root() / "results" / "laptop"
-    notebooks = sorted(results.glob("*.ipynb"))
+    committed = machine.root() / "results" / "laptop"
+    notebooks = sorted(committed.glob("*.ipynb"))
     assert {path.stem for path in notebooks} == set(batch.NOTEBOOKS)
     for path in notebooks:
         assert path.stat().st_size < 3e6, path.name
         code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
         assert code[-1].outputs, path.name
         assert not [o for cell in code for o in cell.outputs if o.output_type == "error"], path.name
-    figures_ = {path.stem for path in results.glob("*.png")}
+    figures_ = {path.stem for path in committed.glob("*.png")}
     assert figures_
-    assert figures_ == {path.stem for path in results.glob("*.svg")}
-    assert json.loads((results / "machine.json").read_text())["device"]
-    links = Links((results / "index.html").read_text()).found
-    assert all((results / link).is_file() for link in links if not link.startswith(("https://arxiv.org", "data:", "#")))
-
-
-def test_what_the_published_code_changes_is_on_the_page(folder):
-    assert "published code changes" not in report.write(folder).read_text(), "where that notebook was not run"
-    row = {"claim": "3.1 <b>", "definitions": "disagrees", "published behaviour": "agrees"}
-    row["stands under"] = "published behaviour only"
-    tables.write(folder, "fidelity", verdicts=pd.DataFrame([row]))
-    page = report.write(folder).read_text()
-    assert "<td>3.1 &lt;b&gt;</td><td>disagrees</td><td>agrees</td><td>published behaviour only</td>" in page
-    committed = (machine.root() / "results" / "laptop" / "index.html").read_text()
-    assert committed.partition('id="FIDELITY"')[2].count("<td>") == 4 * len(rungs.CLAIMS)
-    assert {"fidelity_verdicts.png", "fidelity.html"} <= set(Links(committed).found)
+    assert figures_ == {path.stem for path in committed.glob("*.svg")}
+    assert json.loads((committed / "machine.json").read_text())["device"]
+    links = Links((committed / "index.html").read_text()).found
+    assert all(
+        (committed / link).is_file() for link in links if not link.startswith(("https://arxiv.org", "data:", "#"))
+    )
 
 
 def test_a_folder_without_results_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"rq\*_verdicts.csv. Found none in"):
+    with pytest.raises(ValueError, match=r"rq\*_findings.csv. Found none in"):
         report.write(tmp_path)
 
 
@@ -142,7 +180,7 @@ def test_a_folder_without_results_is_refused(tmp_path):
 def test_a_browser_opens_it_without_complaint(folder):
     """The control, a page with an image that is not there, shows that a complaint would be seen."""
     assert CHROMIUM, "MTRLIB_CHROMIUM=required, and there is no chromium"
-    page = report.write(folder)
+    page = folder / "index.html"
     broken = folder / "broken.html"
     broken.write_text("<img src='missing.png'><script>undefined_function()</script>")
     assert "<h2" in _opened(page)[0]

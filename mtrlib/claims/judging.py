@@ -26,8 +26,9 @@ from mtrlib.metrics.correlation import within
 AGREES, DISAGREES, OPEN = "agrees", "disagrees", "open"
 NOT_MEASURED = "not measured here"
 WORDS = {AGREES: "as claimed", DISAGREES: "against the claim", OPEN: OPEN}
-NOT_DECIDING = ", does not decide"
+NOT_DECIDING = ", for comparison only"
 COLUMNS = ["number", "where", "estimate", "low", "high", "asked", "decides", "verdict", "needs"]
+WHOLE = {("at least", 1.0): "all", ("at most", 0.0): "none", ("above", 0.0): "at least one"}  # shares in a word
 NEVER = "never at a sensible size"
 SEEDS, IMAGES = (2, 3, 5, 8, 12, 20, 30, 50), (1, 2, 4, 8, 16)  # sizes to hope for: trainings, times the images
 _POWER = float(ndtri(0.8))
@@ -171,32 +172,50 @@ def sentences(findings: pd.DataFrame, *numbers: str) -> str:
 def lines(rows: pd.DataFrame) -> list[str]:
     """Findings in words, those that decide first."""
     rows = rows.sort_values("decides", ascending=False, kind="stable")
-    return [f"{row.where}: {sentence(row)}" for row in rows.itertuples()]
+    return [sentence(row) for row in rows.itertuples()]
 
 
 def sentence(row) -> str:
-    """The number of a finding with its interval, what is asked and the verdict, with what an open one needs."""
+    """A finding in English: where, what was measured with its interval, what the claim needs, and the verdict."""
+    where, _, what = row.where.partition(": ")
+    of_claim = rules()[rules().claim == row.number].itertuples()
+    known = ((rule.sentence, what[len(rule.what) :]) for rule in of_claim if what.startswith(rule.what))
+    said, left_out = next(known, (f"{what} {{}}", ""))
+    value, interval = numbers(row)
+    where = ", ".join(words().get(token, token) for token in where.split(", "))
     needs = "" if not row.needs else f" ({row.needs})" if row.needs == NEVER else f" (needs {row.needs})"
     shown = "" if row.decides else NOT_DECIDING
-    return f"{numbers(row)}, asked {row.asked}: {WORDS[row.verdict]}{needs}{shown}"
+    where = where if "_" in where.split(" ")[0] else where[0].upper() + where[1:]
+    text = f"{where}: {said.format(value)}{interval}{left_out}"
+    return f"{text}. The claim needs {_needed(row.asked)}: {WORDS[row.verdict]}{needs}{shown}."
 
 
-def numbers(row) -> str:
-    """The number of a finding and its interval, as text."""
-    if "%" in row.asked or row.asked in ("all", "none", "at least one"):
-        sure = "" if row.low == row.high == row.estimate else f", surely {row.low:.0%} to {row.high:.0%}"
-        return f"{row.estimate:.0%}{sure}"
+def numbers(row) -> tuple[str, str]:
+    """The number of a finding as text, and what is known of it in brackets, or ""."""
+    if "%" in row.asked or row.asked in WHOLE.values():
+        if row.low == row.high == row.estimate:
+            return f"{row.estimate:.0%}", ""
+        sure = f"surely {row.low:.0%} to {row.high:.0%}" if (row.low, row.high) != (0, 1) else "nothing is sure yet"
+        return f"{row.estimate:.0%}", f" ({sure})"
+    value = tables.number(row.estimate) + " times" * row.asked.endswith(" times")
     if row.low == row.high:
-        return tables.number(row.estimate)
+        return value, ""
     if not (np.isfinite(row.low) and np.isfinite(row.high)):
-        return f"{tables.number(row.estimate)}, of one training"
-    return f"{tables.number(row.estimate)} {tables.interval(row.low, row.high)}"
+        return value, " (of one training)"
+    return value, f" (95 % interval {tables.number(row.low)} to {tables.number(row.high)})"
+
+
+@cache
+def words() -> dict[str, str]:
+    """What the short names in `where` mean, in words."""
+    with (files("mtrlib.claims") / "words.csv").open() as file:
+        return pd.read_csv(file).set_index("token").words.to_dict()
 
 
 def released(findings: str | Path) -> pd.DataFrame:
     """Findings as written to a file; of a notebook, such as "rq1", those of the released results of the tier laptop."""
     path = findings if isinstance(findings, Path) else machine.root() / f"results/laptop/{findings}_findings.csv"
-    return pd.read_csv(path, dtype={"number": str}).fillna({"needs": ""})
+    return pd.read_csv(path, dtype={"number": str, "needs": str}).fillna({"needs": ""})
 
 
 def answer(findings: pd.DataFrame, rq: str) -> str:
@@ -212,14 +231,14 @@ def answer(findings: pd.DataFrame, rq: str) -> str:
 
 def summary(findings: pd.DataFrame, rq: str) -> pd.DataFrame:
     """One row a claim of a research question: number, claim, printed tables (what they say by themselves), measured
-    (its findings, separated by "; ") and the verdict."""
+    (its findings) and the verdict."""
     claims = published.claims(rq)
     rows = [
         {
             "number": number,
             "claim": claim.claim,
             "printed tables": claim.printed_evidence,
-            "measured": "; ".join(lines(findings[findings.number == number])),
+            "measured": " ".join(lines(findings[findings.number == number])),
             "verdict": verdict(findings[findings.number == number]),
         }
         for number, claim in claims.iterrows()
@@ -236,9 +255,15 @@ def _asked(rule) -> str:
     """What the claim asks, as "below 95 %" or "above 1.5 times"."""
     number = float(rule.threshold)
     if rule.unit == "share":
-        whole = {("at least", 1.0): "all", ("at most", 0.0): "none", ("above", 0.0): "at least one"}
-        return whole.get((rule.side, number), f"{rule.side} {number:.0%}")
+        return WHOLE.get((rule.side, number), f"{rule.side} {number:.0%}")
     return f"{rule.side} {number:.3g}{' times' if rule.unit == 'times' else ''}"
+
+
+def _needed(asked: str) -> str:
+    """What is asked, such as "above 50%", in words."""
+    side, _, number = asked.rpartition(" ") if not asked.endswith(" times") else asked[:-6].rpartition(" ")
+    named = {"above": "more than", "below": "less than"}.get(side, side)
+    return asked if asked in WHOLE.values() else f"{named} {number}{' times' * asked.endswith(' times')}"
 
 
 def _left_out(left: pd.DataFrame, rows: pd.DataFrame) -> str:

@@ -100,7 +100,7 @@ def follows() -> pd.DataFrame:
     for number, claim in published.claims().claim.items():
         own = tables[(tables.number == number) & tables.decides]
         verdict = judging.verdict(own)
-        computed = "; ".join(judging.lines(own[own.verdict == verdict]))
+        computed = " ".join(judging.lines(own[own.verdict == verdict]))
         rows.append({"number": number, "claim": claim, "verdict": words[verdict], "computed": computed})
     return pd.DataFrame(rows)
 
