@@ -8,7 +8,7 @@ import platform
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
@@ -78,7 +78,7 @@ def check_data(options: argparse.Namespace) -> int:
 
     root = machine.folder(Path(machine.expanded(options.root)).absolute(), "the data (root)")
     table = data.check(options.data, root, options.tasks)
-    shown = table.drop(columns=["classes", "stops", "problem"])
+    shown = table.drop(columns=["classes", "stops", "problem", "warning"])
     lines = [shown.to_string(index=False, na_rep="", float_format="{:.4g}".format), checks.class_shares(table)]
     labels = table[table.task != checks.IMAGES]
     absent = labels[(labels.files == 0) & ~labels.stops]  # stop nothing, since nobody asked for them
@@ -86,6 +86,7 @@ def check_data(options: argparse.Namespace) -> int:
         lines.append(f"{split}: no files of {', '.join(rows.task)}: they cannot be used. {rows.problem.iloc[0]}")
     usable = [letter for letter in labels.task.unique() if letter not in set(absent.task)]
     few = len(absent) > 0 and len(usable) < 2  # a run takes two
+    lines += [*table.warning]
     if table.stops.any():
         lines.append("A run would stop.")
     elif few:
@@ -95,7 +96,42 @@ def check_data(options: argparse.Namespace) -> int:
         lines.append(f"Nothing would stop a run{some}.")
     sys.stdout.write("\n".join([*filter(None, lines), ""]))
     sys.stderr.writelines(f"{problem}\n" for problem in dict.fromkeys(table[table.stops].problem))
+    if options.sheet:
+        sys.stdout.write(f"{_sheet(Path(machine.expanded(options.sheet)), options.data, root, table)}\n")
     return int(table.stops.any() or few)
+
+
+def _sheet(path: Path, name: str, root: Path, table) -> str:
+    """Write a picture of the first frames of both splits that can be read, and say where."""
+    import warnings
+
+    import torch
+
+    from mtrlib import data, figures
+
+    rows, defined, table = {}, data.tasks(name, root), table[table["read"] > 0]
+    for split, of_split in table[table.task.isin([*defined])].groupby("split", sort=False):
+        for letter in of_split.task:  # each by itself: a frame may lack others
+            with warnings.catch_warnings(action="ignore"), suppress(ValueError):  # of frames left out, and of all
+                some = data.load(name, tasks=letter, split=split, size=128, root=root, limit=8, on_bad="skip")
+                for row, frame in enumerate(some.ids):
+                    pictures = rows.setdefault((split, frame), {"image": some.images[row] / 255})
+                    pictures |= figures.labels(some.targets, some.masks, row)
+    if not rows:
+        return f"{path} is not drawn: none of the first frames can be read."
+    shown = [letter for letter in defined if any(letter in row for row in rows.values())]
+    nothing = torch.full((3, 128, 128), torch.nan)
+    nothing = {x: nothing[0] if defined[x].kind == "classes" else nothing[: defined[x].channels] for x in shown}
+    rows = {
+        f"{split} {number}\n{frame[-20:]}": {x: pictures.get(x, nothing.get(x)) for x in ["image", *shown]}
+        for number, ((split, frame), pictures) in enumerate(rows.items(), 1)
+    }
+    ends = table.groupby("task").agg({"low": "min", "high": "max"})
+    notes = {task: f"{low:.3g} to {high:.3g}" for task, low, high in ends.itertuples()}
+    notes |= {letter: f"{task.channels} classes" for letter, task in defined.items() if task.kind == "classes"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figures.images(rows, defined["s"].class_names if "s" in defined else (), defined, notes).savefig(path, format="png")
+    return f"{path} shows {len(rows)} of the frames; pixels without a label are white."
 
 
 def page(options: argparse.Namespace) -> int:
@@ -113,13 +149,14 @@ ARGUMENTS = {
     "results": {"help": "the folder of results, such as results/laptop"},
     "data": {"help": "the name of the data set, such as taskonomy or folder"},
     "root": {"help": "the folder of its files"},
+    "--sheet": {"metavar": "FILE.png", "help": "a picture of up to 8 frames a split to write, with their labels"},
     "--tasks": {"help": "letters of the tasks to look at; by default all that have files"},
     "--notebooks": {"help": "names, separated by commas; all that have a file in the folder"},
     "--precision": {"default": "auto", "choices": ("auto", "float32", "bfloat16")},
     "--hours": {"type": float, "required": True, "help": "to spend on this machine"},
     "--log": {"help": "a file that takes the output; stderr gets the first and the last line"},
 }
-_CHOSEN = ("folder", "--notebooks", "--precision")
+_CHOSEN, _CHECKED = ("folder", "--notebooks", "--precision"), ("data", "root", "--tasks", "--sheet")
 COMMANDS = {  # what runs, what it does, and its arguments
     "plan": (plan, "print what the notebooks of a folder of parameters need, and what it costs", _CHOSEN),
     "train": (job, "train models: those of the keys that `plan` prints, or all", (*_CHOSEN, "keys", "--log")),
@@ -127,7 +164,7 @@ COMMANDS = {  # what runs, what it does, and its arguments
     "notebook": (job, "run one notebook", (*_CHOSEN, "notebook", "--log")),
     "decide": (decide, "add seeds where they decide most, until the hours are spent", (*_CHOSEN, "--hours")),
     "release": (release, "write the errors that notebooks need into one file, errors.parquet", (*_CHOSEN, "results")),
-    "check-data": (check_data, "read all files of a data set: what would stop a run?", ("data", "root", "--tasks")),
+    "check-data": (check_data, "read all files of a data set: what would stop a run?", _CHECKED),
     "report": (page, "write index.html beside executed notebooks, their tables and figures", ("results",)),
 }
 

@@ -246,7 +246,12 @@ def arrays(root: Path, classes: int = 7) -> dict[str, bytes]:
     """The arrays of nyuv2 and cityscapes, an image a split."""
     files = {}
     for split in ("train", "val"):
-        values = {"image": COLOUR / 255, "label": GREY8 % classes, "depth": FLOATS[..., None], "normal": COLOUR / 255}
+        values = {
+            "image": COLOUR / 255,
+            "label": GREY8 % classes,
+            "depth": FLOATS[..., None] / 5000,
+            "normal": COLOUR / 255,
+        }
         files |= {f"{split}/{name}/0.npy": encoded(array.astype(float), "NPY") for name, array in values.items()}
     return _written(root, files)
 
@@ -481,7 +486,7 @@ def test_wrong_arrays(name, fault, tmp_path):
 @pytest.mark.parametrize("name", ["nyuv2", "cityscapes"])
 @pytest.mark.parametrize(
     ("file", "value", "message"),
-    [("label", value, "should hold classes 0 to ") for value in (19, 255, 1e9, -2, 0.5)]
+    [("label", value, "should hold one of [0, 1") for value in (19, 254, 1e9, -2, 0.5)]
     + [("image", value, "should hold uint8, or floats in [0, 1]") for value in (1.01, -0.01, 255)],
 )
 def test_values_out_of_their_range(name, file, value, message, tmp_path):
@@ -495,7 +500,7 @@ def test_values_out_of_their_range(name, file, value, message, tmp_path):
 
 PALETTE = Image.fromarray(GREY8 % 34).convert("P")
 WRONG_PNG = {
-    "leftImg8bit": [GREY8, GREY16, np.dstack([COLOUR, GREY8])[..., :2], PALETTE],
+    "leftImg8bit": [GREY16],
     "gtFine": [GREY16, COLOUR, GREY8 > 7, PALETTE, np.where(GREY8 == 9, GREY8 * 0 + 34, GREY8 % 34), GREY8[1:] % 34],
     "disparity": [GREY8, COLOUR, GREY8 > 7, PALETTE, GREY16[:, 1:]],
 }

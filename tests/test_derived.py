@@ -183,7 +183,7 @@ def test_depth_in_metres_and_what_a_description_may_not_say(folder, monkeypatch,
         "the first two above 0": {"camera": [0.0, 1.0, 2.0, 3.0]},
         "should not leave": {"camera": "../camera.txt"},
         "3 x 3 numbers. Found 12": {"camera": "odd.txt"},
-        "cannot be read": {"camera": "none.txt"},
+        "none.txt is missing: 0 has no camera": {"camera": "none.txt"},
     }
     (folder / "odd.txt").write_text("1 " * 12)
     for message, changes in faults.items():

@@ -20,7 +20,7 @@ from raw_png import raw_png
 from tqdm import tqdm
 
 from mtrlib import data
-from mtrlib.data import decoding, description
+from mtrlib.data import decoding, description, fields
 from mtrlib.data.folder import read_label
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.store import Store
@@ -432,7 +432,7 @@ def test_every_field_is_explained():
     text = Path(description.__file__).with_name("fields.yaml").read_text()
     what = description.Description(**yaml.safe_load(text))
     assert what.definitions["c"].class_names == ("class 0", "class 1")
-    kinds = (description.Description, description.Label, description.Splits)
+    kinds = (description.Description, fields.Label, fields.Match, fields.Depth, fields.Splits)
     assert [name for kind in kinds for name in kind.model_fields if f"{name}:" not in text] == []
 
 
@@ -443,7 +443,7 @@ DESCRIPTIONS = {
     "absolute": ({"images": "/images/{id}.png"}, "should not leave the folder of the data. Found '/images/{id}.png'"),
     "up in a list": ({"splits": {"train": "../x.txt", "test": "b*"}}, "not leave the folder of the data, found '../x"),
     "no id": (changed(0, files="plan/all.png"), "should hold {id} once"),
-    "a JPEG label": (changed(0, files="plan/{id}.jpg"), "should end in one of .png, .npy. Found 'plan/{id}.jpg'"),
+    "a JPEG label": (changed(0, files="plan/{id}.jpg"), "should end in one of .png, .npy; convert .jpg to .npy"),
     "no classes": (changed(0, classes=None), "classes should be given where the kind is classes"),
     "too many classes": (changed(0, classes=300), "less than or equal to 255. Found 300"),
     "a loss of another kind": (changed(0, loss="l1"), "loss should be one of cross_entropy for classes"),
@@ -518,7 +518,7 @@ FILES = {
     "another size": ("depth/a_10.png", np.ones((20, 31), np.uint16), "should be 32 x 20 like its image. Found 31 x 20"),
     "another size, NPY": ("flow/a_10.npy", np.ones((19, 32, 2)), "should be 32 x 20 like its image. Found 32 x 19"),
     "colours": ("depth/a_10.png", np.ones((*SIZE, 3), np.uint8), "8-bit grey PNG or 16-bit grey PNG. Found 8-bit RGB"),
-    "a grey image": ("images/a_10.png", np.ones(SIZE, np.uint8), "Found 8-bit grey PNG"),
+    "a deep image": ("images/a_10.png", np.ones(SIZE, np.uint16), "Found 16-bit grey PNG"),
     "missing": ("plan/a_10.png", None, "is missing: a_10 has no labels of s"),
 }
 

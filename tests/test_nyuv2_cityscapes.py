@@ -65,10 +65,22 @@ def test_nyuv2(tmp_path):
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("label", np.full((288, 384), 13.0), "should hold classes 0 to 12. Found 13"),
-        ("label", np.full((288, 384), 0.5), "should hold classes 0 to 12. Found 0.5"),
+        ("label", np.full((288, 384), 13.0), "should hold one of .0, 1, 2, 3, 4, 5, ..... Found 13"),
+        ("label", np.full((288, 384), 0.5), "should hold one of .0, 1, 2, 3, 4, 5, ..... Found 0.5"),
         ("image", np.full((288, 384, 3), 2.0), "should hold uint8, or floats in .0, 1.. Found float64, 2.0 to 2.0"),
         ("depth", np.full((288, 384, 1), np.inf), "should hold numbers. Found inf in row 0, column 0"),
+        ("image", np.full((288, 384, 3), 1.01), "should hold uint8, or floats in .0, 1.. Found float64, 1.01 to 1.01"),
+        (
+            "depth",
+            np.full((1, 288, 384), 2500, np.uint16),
+            "should hold z-depth in metres in 0 to 20. Found 2500 to 2500: another unit takes `scale` and `offset`",
+        ),
+        ("depth", np.full((288, 384), -1.0), "should hold z-depth in metres in 0 to 20. Found -1 to -1"),
+        (
+            "normal",
+            np.full((288, 384, 3), 128, np.uint8),
+            "should hold surface normals in -1.001 to 1.001. Found 128 to 128",
+        ),
         ("normal", np.zeros((144, 192, 3)), "should be 384 x 288 like its image. Found 192 x 144"),
     ],
 )
@@ -78,6 +90,56 @@ def test_bad_nyuv2_files(tmp_path, name, values, message):
     with pytest.raises(ValueError, match=message) as error:
         data.load("nyuv2", tasks="sdn", split="train", size=32, root=tmp_path)
     assert str(error.value).startswith(str(tmp_path / "train" / name / "0.npy"))
+
+
+def variant(root: Path, *, first: bool, void: int, dtype: type, over: float) -> None:
+    """Arrays written anew: channels first, another number for no class, images as bytes or a rounding above 1."""
+    for path in sorted(root.rglob("*.npy")):
+        values = np.load(path)
+        if path.parent.name == "image":
+            values = np.rint(values * 255).astype(np.uint8) if dtype == np.uint8 else values.astype(dtype)
+            values[0, 0] = 255 if dtype == np.uint8 else 1 + over
+        elif path.parent.name.startswith("label"):
+            values = np.where(values < 0, void, values).astype(np.uint8 if void > 0 else np.float32)
+        values = values[..., None] if first and values.ndim == 2 else values
+        np.save(path, np.moveaxis(values, 2, 0) if first else values)
+
+
+@pytest.mark.parametrize("void", [-1, 250, 255])
+@pytest.mark.parametrize(("first", "dtype"), [(True, np.float32), (False, np.uint8), (True, np.uint8)])
+@pytest.mark.parametrize(("name", "label"), [("nyuv2", "label"), ("cityscapes", "label_7"), ("cityscapes", "label_19")])
+def test_published_variants_are_the_same_data(tmp_path, name, label, void, first, dtype):
+    """`train` is a link to where the data lies; val is not. Stray files lie about."""
+    classes, tasks = {"label": 13, "label_7": 7, "label_19": 19}[label], "sd" if name == "cityscapes" else "sdn"
+    for number in (0, 1):
+        write_arrays(tmp_path / "root", "train", number, 16, 24, classes)
+        write_arrays(tmp_path / "root", "val", number, 16, 24, classes)
+    expected = data.load(name, tasks=tasks, split="train", size=16, root=tmp_path / "root")
+    variant(tmp_path / "root", first=first, void=void, dtype=dtype, over=1.2e-7)
+    for folder in [*(tmp_path / "root").rglob("label")]:
+        (folder / "._0.npy").write_bytes(b"stray")
+        folder.rename(folder.with_name(label))
+    (tmp_path / "root" / "train").rename(tmp_path / "cache")
+    (tmp_path / "root" / "train").symlink_to(tmp_path / "cache")
+    found = data.load(name, tasks=tasks, split="train", size=16, root=tmp_path / "root")
+    assert found.ids == expected.ids == ("train/0", "train/1")
+    assert np.array_equal(found.images[:, :, 1:], expected.images[:, :, 1:])
+    for letter in tasks:
+        assert np.array_equal(found.masks[letter], expected.masks[letter])
+        assert np.array_equal(found.targets[letter], expected.targets[letter])
+    assert found.tasks["s"].channels == classes
+    assert not data.check(name, tmp_path / "root").stops.any()
+
+
+def test_of_two_folders_of_labels_the_one_of_19_classes_is_taken(tmp_path):
+    write_arrays(tmp_path, "train", 0, 16, 24, 7)
+    (tmp_path / "train" / "label").rename(tmp_path / "train" / "label_7")
+    assert data.tasks("cityscapes", tmp_path)["s"].channels == 7
+    write_arrays(tmp_path, "train", 0, 16, 24, 19)
+    (tmp_path / "train" / "label").rename(tmp_path / "train" / "label_19")
+    assert data.tasks("cityscapes", tmp_path)["s"].channels == 19
+    write_arrays(tmp_path, "train", 0, 16, 24, 7)
+    assert data.tasks("cityscapes", tmp_path)["s"].channels == 7
 
 
 @pytest.mark.parametrize("classes", [7, 19])

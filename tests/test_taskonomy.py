@@ -290,7 +290,7 @@ BAD = {
     "8-bit edges": ("edge_occlusion", png(NOISE[..., 0]), "should be 16-bit grey PNG. Found 8-bit grey PNG"),
     "16-bit normals": ("normal", sixteen_bit_rgb(), "should be 8-bit RGB PNG. Found 16-bit RGB PNG"),
     "JPEG normals": ("normal", jpeg(NOISE), "should be 8-bit RGB PNG. Found RGB JPEG"),
-    "grey rgb": ("rgb", png(NOISE[..., 0]), "Found 8-bit grey PNG"),
+    "16-bit rgb": ("rgb", png(grey16([])), "Found 16-bit grey PNG"),
     "colour classes": ("segment_semantic", png(NOISE), "Found 8-bit RGB PNG"),
     "class 18": ("segment_semantic", png(np.full((32, 32), 18, np.uint8)), "should hold classes 0 to 17. Found 18"),
     "another size": ("depth_zbuffer", png(grey16([], 16)), "should be 32 x 32 like its image. Found 16 x 16"),

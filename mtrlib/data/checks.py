@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from mtrlib.data import decoding, loading
 from mtrlib.data.decoding import Source
@@ -14,11 +16,12 @@ from mtrlib.dataset import SPLITS
 from mtrlib.tasks import Task, distinct
 
 IMAGES = "images"
+NEAR = 6  # bits of 64: frames of a video less than half a second apart; of other photographs a third and more differ
 _SHOWN = 12  # classes that have a line of their own
 _NOTHING = {
     **dict.fromkeys(("files", "missing", "bad", "read"), 0),
     **dict.fromkeys(("low", "high", "valid"), np.nan),
-    **{"classes": None, "stops": False, "problem": ""},
+    **{"classes": None, "stops": False, "problem": "", "warning": ""},
 }
 
 
@@ -39,7 +42,8 @@ def check(name: str, root: str | Path, letters: str | None = None) -> pd.DataFra
     read : of how many the columns to the right tell, those of bad images left out;
     low, high : of the targets at valid pixels; valid : share of valid pixels;
     classes : dict of the pixels of each class, by name; None where there are none;
-    stops : whether a run would stop there, with the default `on_bad`; problem : the first reason, else empty.
+    stops : whether a run would stop there, with the default `on_bad`; problem : the first reason, else empty;
+    warning : of the images, what stops no run and should be known, such as images to train among those to test.
     """
     if name == "rooms" or name not in loading.NAMES:
         allowed = ", ".join(each for each in loading.NAMES if each != "rooms")
@@ -47,7 +51,7 @@ def check(name: str, root: str | Path, letters: str | None = None) -> pd.DataFra
     required = letters is not None or name == "folder"
     defined = loading.tasks(name, root)
     letters = "".join(defined) if letters is None else letters
-    rows = []
+    rows, firsts, hashes = [], [], []
     for split in SPLITS:
         sources, counts = {}, {}
         for letter in letters:
@@ -57,8 +61,16 @@ def check(name: str, root: str | Path, letters: str | None = None) -> pd.DataFra
                 counts[letter] = {"stops": required, "problem": str(error)}
         if sources:
             first = next(iter(sources.values()))
-            sizes = np.zeros((len(first.ids), 2), dtype=int)
-            counts[IMAGES] = _counted(first, decoding.IMAGES, sizes, required=True)
+            firsts.append(first)
+            sizes = np.zeros((len(first.ids), 3), dtype=int)
+            hashes.append(np.zeros(len(first.ids), np.uint64))
+            counts[IMAGES] = _counted(first, decoding.IMAGES, sizes, True, hashes[-1])
+            told = [_same(*firsts), _near([each.ids for each in firsts], hashes)] if len(firsts) == 2 else []
+            if turned := (sizes[:, 2] > 4).sum():
+                told.append(
+                    f"{turned} of {len(sizes)} images to {split} are turned as EXIF says, their labels with them."
+                )
+            counts[IMAGES]["warning"] = " ".join(filter(None, told))
             counts |= {letter: _counted(source, letter, sizes, required) for letter, source in sources.items()}
         else:  # nothing at all: one reason will do
             counts = {IMAGES: {**next(iter(counts.values())), "stops": True}}
@@ -85,8 +97,49 @@ def class_shares(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _counted(source: Source, name: str, sizes: np.ndarray, required: bool) -> dict:
-    """The row of a task, or of the images, whose widths and heights are put into `sizes`, (N, 2), 0 for bad ones."""
+def _same(train: Source, test: Source) -> str:
+    """What to say of images to test that are images to train byte for byte, under another name; else empty."""
+    files = [list(zip(of.ids, of.parts[decoding.IMAGES].files, strict=True)) for of in (train, test)]
+    sizes = set.intersection(*({file.bytes for _, (file,) in each} for each in files)) - {-1}
+    named = [[(file.path, name) for name, (file,) in each if file.bytes in sizes] for each in files]
+    known = {hashlib.sha256(Path(path).read_bytes()).digest(): name for path, name in named[0]}
+    pairs = ((known.get(hashlib.sha256(Path(path).read_bytes()).digest()), name) for path, name in named[1])
+    same = [f"{name} is {other}" for other, name in pairs if other is not None]
+    return (
+        f"{len(same)} of {len(test.ids)} images to test are images to train, byte for byte: {same[0]}." if same else ""
+    )
+
+
+def difference_hash(image: np.ndarray) -> np.uint64:
+    """64 bits of an image, (3, H, W), uint8: of its grey, averaged to 8 rows of 9, which are brighter than the pixel to
+    their left. 0 for a plain image."""
+    step = max(1, min(image.shape[1:]) // 128)  # as many pixels will do
+    grey = Image.fromarray(np.ascontiguousarray(image[:, ::step, ::step].transpose(1, 2, 0))).convert("L")
+    small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX))
+    return np.packbits(small[:, 1:] > small[:, :-1]).view(np.uint64)[0]
+
+
+def _near(ids: list[tuple[str, ...]], hashes: list[np.ndarray]) -> str:
+    """What to say of images to test that are near-duplicates of images to train, if there are any."""
+    train, test = map(np.flatnonzero, hashes)
+    pairs = []
+    for row in test if len(train) else ():
+        bits = np.bitwise_count(hashes[0][train] ^ hashes[1][row])
+        if bits.min() <= NEAR:
+            pairs.append((ids[1][row], ids[0][train[bits.argmin()]]))
+    if not pairs:
+        return ""
+    one, other = pairs[0]
+    return (
+        f"{len(pairs)} of {len(ids[1])} images to test are near-duplicates of images to train (of the 64 bits of "
+        f"their difference hashes at most {NEAR} differ), first: {one} like {other}. Frames of a video should be split "
+        "by time with a gap, such as splits: {by: time, test: 0.2, gap: 30}."
+    )
+
+
+def _counted(source: Source, name: str, sizes: np.ndarray, required: bool, hashes: np.ndarray | None = None) -> dict:
+    """The row of a task, or of the images, which fill their rows of `sizes`, (N, 3), and of
+    `hashes`, (N,), their difference hashes; those of bad ones stay 0."""
     absent = list(decoding.missing(source, name).values())
     if len(absent) == len(source.ids):
         some = source.parts[name].files[0][0].path
@@ -109,6 +162,8 @@ def _counted(source: Source, name: str, sizes: np.ndarray, required: bool) -> di
         ends += [chosen.min(), chosen.max()] if chosen.size else []
         if "sizes" in arrays:
             sizes[row] = arrays["sizes"]
+        if hashes is not None:
+            hashes[row] = difference_hash(values)
         if classes:
             counts += np.bincount(chosen.ravel(), minlength=task.channels)
     problems = absent + bad

@@ -1,17 +1,19 @@
 """Which of the layouts in `cityscapes.yaml` a folder has: the official release, or arrays of 19 or of 7 classes.
 
-Arrays have 7 classes unless one of 64 label files to train has a larger one than 6.
+Arrays have 7 classes unless one of 64 label files to train has a larger one than 6 (250 and 255 are none), or where
+folders say the number: `label_19` is taken before `label_7`, and `label` before both.
 """
 
 from __future__ import annotations
 
 import shutil
 import zlib
+from itertools import islice
 from pathlib import Path
 from zipfile import BadZipFile
 
 from mtrlib import machine
-from mtrlib.data import folder
+from mtrlib.data import folder, listing
 from mtrlib.data.decoding import Source
 from mtrlib.data.description import Description, shipped
 
@@ -22,9 +24,12 @@ def description(root: Path | None) -> Description:
     if root is None or (root / "leftImg8bit").is_dir() or any(root.glob("leftImg8bit*.zip")):
         return layouts["official"]
     machine.folder(root, "the data (root)")
-    label, files = layouts["19 classes"].tasks[0], sorted((root / "train" / "label").glob("*.[nN][pP][yY]"))[:64]
-    above_6 = any(folder.read_label(label, str(path), None).max() > 6 for path in files if path.is_file())
-    return layouts["19 classes" if above_6 else "7 classes"]
+    for name in ("label_19", "label_7"):
+        if not (root / "train" / "label").is_dir() and (root / "train" / name).is_dir():
+            return layouts[name]
+    every = (path for path in listing.walk(root / "train" / "label") if path.suffix.lower() == ".npy")
+    labels = (folder.read_label(layouts["19 classes"].tasks[0], str(path), None) for path in islice(every, 64))
+    return layouts["19 classes" if any(((raw > 6) & (raw < 250)).any() for raw in labels) else "7 classes"]
 
 
 def source(root: Path, letters: str, split: str, limit: int | None) -> Source:

@@ -23,7 +23,7 @@ from mtrlib.tasks import Task
 
 Arrays = dict[str, np.ndarray]
 IMAGES = "rgb"  # the part of the images
-_VERSION = "decoding 1"  # of what files are decoded to: another leaves all cached arrays behind
+_VERSION = "decoding 2"  # of what files are decoded to: another leaves all cached arrays behind
 
 
 class File(NamedTuple):
@@ -36,14 +36,14 @@ class File(NamedTuple):
 class Part(NamedTuple):
     """What is decoded together, and cached as one entry.
 
-    `decode` takes the files of one image, its (width, height), None where it is not known yet, and the size to decode
-    to, None for that of the files. It gives "values", of images (3, H, W), of tasks (H, W) of classes, else (C, H, W);
-    "mask", (H, W), where `masked`; of images "sizes", (width, height) before they are resized. ValueError, naming the
-    file, for a bad one.
+    `decode` takes the files of one image, its (width, height, EXIF orientation), None where they are not known yet, and
+    the size to decode to, None for that of the files. It gives "values", of images (3, H, W), of tasks (H, W) of
+    classes, else (C, H, W); "mask", (H, W), where `masked`; of images "sizes", those three, as it is seen and before it
+    is resized. ValueError, naming the file, for a bad one.
     """
 
     files: list[tuple[File, ...]]  # by image
-    decode: Callable[[Sequence[File], tuple[int, int] | None, int | None], Arrays]
+    decode: Callable[[Sequence[File], tuple[int, ...] | None, int | None], Arrays]
     masked: bool = False
     settings: str = ""  # what the arrays depend on beside all this
 
@@ -79,7 +79,7 @@ def load(source: Source, on_bad: str = "raise") -> Dataset:
     for name in source.parts:
         add(missing(source, name))
     number, arrays = len(source.ids), {}
-    sizes = np.zeros((number, 2), dtype=np.int32)  # of the images, once those are decoded
+    sizes = np.zeros((number, 3), dtype=np.int32)  # of the images, once those are decoded
     for name, part in source.parts.items():
         layout = _layout(source, name)
         made_from = [_VERSION, name, str({key: shape[1:] for key, (shape, _) in layout.items()}), part.settings]
@@ -115,7 +115,7 @@ def decoded(
     source: Source, name: str, sizes: np.ndarray, rows: Sequence[int] | None = None
 ) -> Iterator[Arrays | str | None]:
     """Of some images, or all, in order: the arrays of a part, what is wrong with a bad file, or None where a file is
-    missing or the image itself is bad, whose width and height in `sizes`, (N, 2), are then 0."""
+    missing or the image itself is bad, whose row of `sizes`, (N, 3), is 0 then."""
     part = source.parts[name]
     rows = range(len(part.files)) if rows is None else rows
 
@@ -156,9 +156,10 @@ def missing(source: Source, name: str) -> dict[int, str]:
 def images(files: list[File]) -> Part:
     """The part of the images, (3, H, W), in [0, 255]."""
 
-    def decode(group: Sequence[File], _: tuple[int, int] | None, size: int | None) -> Arrays:
-        image = pixels.read_colours(group[0].path)
-        return {"values": np.asarray(pixels.square(image, size)).transpose(2, 0, 1), "sizes": np.array(image.size)}
+    def decode(group: Sequence[File], _: tuple[int, ...] | None, size: int | None) -> Arrays:
+        image, orientation = pixels.read_colours(group[0].path)
+        values = np.asarray(pixels.square(image, size)).transpose(2, 0, 1)
+        return {"values": values, "sizes": np.array([*image.size, orientation])}
 
     return Part([(file,) for file in files], decode)
 
@@ -167,7 +168,7 @@ def _layout(source: Source, name: str) -> cache.Layout:
     """Shapes and dtypes of the arrays of a part."""
     number, square, task = len(source.ids), (source.size, source.size), source.tasks.get(name)
     if name == IMAGES:
-        return {"values": ((number, 3, *square), np.uint8), "sizes": ((number, 2), np.int32)}
+        return {"values": ((number, 3, *square), np.uint8), "sizes": ((number, 3), np.int32)}
     layout = {}
     if task:
         classes = task.kind == "classes"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
-from functools import partial
+from fnmatch import fnmatchcase
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,14 @@ import torch
 
 from mtrlib.data import decoding, derived, listing, pixels
 from mtrlib.data.decoding import Arrays, File, Part, Source
-from mtrlib.data.description import Depth, Description, Label, text
+from mtrlib.data.description import Description, text
+from mtrlib.data.fields import Depth, Label
 
 _GREY = ("8-bit grey PNG", "16-bit grey PNG")
+_ONE = (*_GREY, "1-bit grey PNG")  # of depth and its mask
 # Of classes also palettes, whose pixels are read as they are, and grey of one bit. Grey of two or four bits is not
 # read: Pillow stretches it to eight.
 _CLASSES = (*_GREY, "1-bit grey PNG", *pixels.PALETTES)
-# Of colours all that Pillow reads as it shows it; optimisers of PNG files choose among these.
-_COLOURS = ("8-bit RGB PNG", "8-bit RGBA PNG", *(f"{bits}-bit grey PNG" for bits in (1, 2, 4, 8)), *pixels.PALETTES)
 
 
 def source(what: Description, root: Path, letters: str, split: str, limit: int | None) -> Source:
@@ -36,19 +37,28 @@ def source(what: Description, root: Path, letters: str, split: str, limit: int |
     def find(kind: str, pattern: str) -> list[File]:
         files = [decoding.find(kind, path) for path in listing.paths(root, pattern, images)]
         if all(file.bytes < 0 for file in files):
-            nothing = f"Found no {files[0].path} nor any other for {split}."
+            nothing = f"Found no {files[0].path} nor any other for {split}{listing.instead(root, pattern)}."
             raise ValueError(f"{root} should hold {kind} {pattern}. {nothing}")
         return files
+
+    @cache
+    def measured() -> list[tuple[File, ...]]:
+        depth = what.depth
+        kinds = {"depth": "{depth}" if depth.match else depth.files, "images": what.images, "mask": depth.mask}
+        groups = list(zip(*(find(kind, pattern) for kind, pattern in kinds.items() if pattern), strict=True))
+        for row, group in enumerate(groups):
+            if isinstance(camera := _camera(depth, root, group[1].path), str):
+                file = listing.inside(root, camera.format_map(images[row]))
+                groups[row] = (*group, decoding.find("camera", file))
+        return groups
 
     parts = {decoding.IMAGES: decoding.images(find("images", what.images))}
     labels = {label.letter: label for label in what.tasks}
     for letter in letters:
         if what.depth and letter in what.depth.letters:
-            files = list(zip(find("depth", what.depth.files), find("images", what.images), strict=True))
-            camera = _camera(what.depth.camera, root)
-            settings = str((what.depth.model_dump(exclude={"files", "letters"}), camera, derived.VERSION))
-            decode = partial(_derive, what.depth, camera, letter)
-            parts[letter] = Part(files, decode, letter not in derived.FROM_IMAGE, settings)
+            settings = str((what.depth.model_dump(exclude={"files", "mask", "match", "letters"}), derived.VERSION))
+            decode = partial(_derive, what.depth, root, letter)
+            parts[letter] = Part(measured(), decode, letter not in derived.FROM_IMAGE, settings)
             continue
         label = labels[letter]
         files = [(file,) for file in find(f"labels of {letter}", label.files)]
@@ -57,26 +67,22 @@ def source(what: Description, root: Path, letters: str, split: str, limit: int |
     return Source(tuple(map(what.name, images)), parts)
 
 
-def read_label(label: Label, path: str, image_size: tuple[int, int] | None) -> np.ndarray:
+def read_label(label: Label, path: str, image_size: tuple[int, ...] | None) -> np.ndarray:
     """Raw values, (H, W, C); ValueError naming the file for a bad one, or another size than that of its image."""
     classes = label.kind == "classes"
     channels = 3 if label.colors else 1 if classes else label.channels
     if path.lower().endswith(".npy"):
-        raw = pixels.read_array(path)
-        raw = raw[..., None] if raw.ndim == 2 else raw
-        if raw.ndim != 3 or raw.shape[2] != channels:
-            raise ValueError(f"{path} should be an array (H, W, {channels}). Found {raw.shape}.")
-        pixels.refuse_other_size(path, raw.shape[1::-1], image_size)
-        return raw
+        return pixels.like_image(path, pixels.channels_last(path, pixels.read_array(path), channels), image_size)
     if channels > 3:
         raise ValueError(f"{path} should be an array in a .npy file: a PNG has no {channels} channels.")
-    kinds = _COLOURS if label.colors else _CLASSES if classes else _GREY if channels == 1 else ("8-bit RGB PNG",)
-    image = pixels.read_image(path, (f"{label.png} PNG",) if label.png else kinds, image_size)
+    kinds = pixels.COLOURS if label.colors else _CLASSES if classes else _GREY if channels == 1 else ("8-bit RGB PNG",)
+    image = pixels.read_image(path, (f"{label.png} PNG",) if label.png else kinds, hint=pixels.SEGMENTS * classes)
     raw = np.asarray(image.convert("RGBA").convert("RGB") if label.colors else image)
+    raw = pixels.like_image(path, raw, image_size)
     return (raw[..., None] if raw.ndim == 2 else raw[..., :channels]).astype(np.int32)
 
 
-def _decode(label: Label, files: Sequence[File], image_size: tuple[int, int] | None, size: int | None) -> Arrays:
+def _decode(label: Label, files: Sequence[File], image_size: tuple[int, ...] | None, size: int | None) -> Arrays:
     """The target and mask of one image at `size`, after a look at every pixel."""
     path = files[0].path
     raw = read_label(label, path, image_size)
@@ -88,6 +94,12 @@ def _decode(label: Label, files: Sequence[File], image_size: tuple[int, int] | N
     with np.errstate(over="ignore", invalid="ignore"):
         wrong = ~(np.abs(raw * label.scale + label.offset) <= np.finfo(np.float32).max) & valid  # targets are float32
     _refuse(wrong, path, raw, "numbers")
+    if label.within and valid.any():
+        low, high = (end(raw[valid[..., 0]]) * label.scale + label.offset for end in (np.min, np.max))
+        if min(low, high) < label.within[0] or max(low, high) > label.within[1]:
+            unit = "another unit takes `scale` and `offset`, as in docs/datasets.yaml"
+            wanted = "{} in {:g} to {:g}".format(label.task.name, *label.within)
+            raise ValueError(f"{path} should hold {wanted}. Found {low:g} to {high:g}: {unit}.")
     if label.kind == "classes":
         raw, valid = _classes(label, path, raw, valid)
     values = pixels.nearest(np.where(valid, raw, 0), size)
@@ -99,38 +111,56 @@ def _decode(label: Label, files: Sequence[File], image_size: tuple[int, int] | N
 
 
 def _derive(
-    depth: Depth, camera: tuple[float, ...], letter: str, files: Sequence[File], _: tuple | None, size: int | None
+    depth: Depth, root: Path, letter: str, files: Sequence[File], image_size: tuple, size: int | None
 ) -> Arrays:
     """The target and mask of one image that its depth gives; without a size at that of the depth, up to 240 pixels."""
-    path = files[0].path
-    raw = pixels.read_array(path) if path.lower().endswith(".npy") else np.asarray(pixels.read_image(path, _GREY))
-    if raw.ndim == 3 and raw.shape[2] == 1:
-        raw = raw[..., 0]
-    if raw.ndim != 2:
-        raise ValueError(f"{path} should hold one number a pixel. Found an array {raw.shape}.")
+    paths = {file.what: file.path for file in files}
+    path, raw = paths["depth"], _numbers(paths["depth"])
+    if image_size[2:] > (4,) and (raw.shape[0] > raw.shape[1]) != (image_size[1] > image_size[0]):  # the camera's, too
+        raise ValueError(f"{path} should lie as its image is seen, which EXIF turns. Found an array {raw.shape}.")
     metres = raw.astype(np.float64) * depth.scale
     metres[np.isin(raw, depth.invalid) | ~np.isfinite(metres) | (metres < 0)] = 0
+    if depth.mask:
+        mask = _numbers(paths["mask"])
+        pixels.refuse_other_size(paths["mask"], mask.shape[::-1], raw.shape[::-1], "depth")
+        metres[~(mask > 0)] = 0
     size = size or min(240, *raw.shape)
-    image = np.asarray(pixels.square(pixels.read_colours(files[1].path), size)).transpose(2, 0, 1)
+    camera = _matrix(paths["camera"]) if "camera" in paths else _camera(depth, root, paths["images"])
+    image = np.asarray(pixels.square(pixels.read_colours(paths["images"])[0], size)).transpose(2, 0, 1)
     view = derived.median(metres, size), derived.rays(camera, size, *raw.shape[::-1]), torch.from_numpy(image.copy())
     target, mask = derived.targets(letter, torch.from_numpy(view[0]).float(), *view[1:], metres=depth.metres)[letter]
     return {"values": target.numpy()} | ({} if letter in derived.FROM_IMAGE else {"mask": mask.numpy()})
 
 
-def _camera(given: list[float] | str, root: Path) -> tuple[float, ...]:
-    """fx, fy, cx, cy, as they are or of a matrix of 3 x 3 numbers (or 4 x 4) in a file."""
-    if isinstance(given, list):
-        return tuple(given)
+def _numbers(path: str) -> np.ndarray:
+    """One number a pixel, (H, W)."""
+    raw = pixels.read_array(path) if path.lower().endswith(".npy") else np.asarray(pixels.read_image(path, _ONE))
+    if raw.ndim == 3 and raw.shape[2] == 1:
+        raw = raw[..., 0]
+    if raw.ndim != 2:
+        raise ValueError(f"{path} should hold one number a pixel. Found an array {raw.shape}.")
+    return raw
+
+
+def _camera(depth: Depth, root: Path, image: str) -> list[float] | str:
+    """The camera of an image, or its file's name: the first whose pattern fits the path from the root's name on."""
+    path = Path(image).relative_to(root.parent).as_posix()
+    for pattern, camera in depth.cameras.items():
+        if fnmatchcase(path, pattern):
+            return camera
+    raise ValueError(f"{image} should have a camera. Found those of {', '.join(depth.cameras)}.")
+
+
+def _matrix(path: str) -> tuple[float, ...]:
+    """fx, fy, cx, cy in a file that has these four, or a matrix of 3 x 3 numbers or 4 x 4."""
     try:
-        numbers = [float(word) for word in text(root / given).replace(",", " ").split()]
+        numbers = [float(word) for word in text(Path(path)).replace(",", " ").split()]
     except ValueError as error:
-        raise ValueError(
-            f"{root / given} should hold a camera's matrix of 3 x 3 numbers: {error}".rstrip(".") + "."
-        ) from None
-    side = {9: 3, 16: 4}.get(len(numbers))
-    if side is None or not (numbers[0] > 0 and numbers[side + 1] > 0):
-        raise ValueError(f"{root / given} should hold a camera's matrix of 3 x 3 numbers. Found {len(numbers)}.")
-    return numbers[0], numbers[side + 1], numbers[2], numbers[side + 2]
+        raise ValueError(f"{path} should hold a camera's matrix of 3 x 3 numbers: {error}".rstrip(".") + ".") from None
+    side = {4: 0, 9: 3, 16: 4}.get(len(numbers))  # of the matrix
+    if side is None or not (np.isfinite(numbers).all() and numbers[0] > 0 and numbers[side + 1] > 0):
+        raise ValueError(f"{path} should hold a camera's matrix of 3 x 3 numbers. Found {len(numbers)}.")
+    return numbers[0], numbers[side + 1], numbers[2], numbers[side + 2 if side else 3]
 
 
 def _classes(label: Label, path: str, raw: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,45 +6,74 @@ import hashlib
 import os
 import posixpath
 import re
+from bisect import bisect_left
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from mtrlib.data.description import Description, Splits, text
+from mtrlib.data import pixels
+from mtrlib.data.description import FILE, Description, text
+from mtrlib.data.fields import Depth, Splits
 
-Places = dict[str, str]  # what {split}, {folder} and {id} stand for, of one image
+Places = dict[str, str]  # what {split}, {folder} and {id} stand for, and the path, of one image
+_STRAY = ("thumbs.db", "desktop.ini", "icon\r", "@eadir", "lost+found", "__macosx", "$recycle.bin")
+
+
+def stray(name: str) -> bool:
+    """Whether systems and editors leave files or folders of this name behind anywhere; hidden ones are of them."""
+    return name.startswith(".") or name.endswith("~") or name.lower() in _STRAY
+
+
+def walk(folder: str | Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """All files below a folder, by name, but stray ones; none where there is no such folder. Links to folders are
+    followed; ValueError for one that leads back to a folder that it lies in."""
+    real = os.path.realpath(folder)
+    if real in above:
+        raise ValueError(f"{folder} should not be a link to a folder that it lies in. Found {real}.")
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if os.path.isdir(folder) else []:
+        if not stray(entry.name):
+            yield from walk(entry.path, (*above, real)) if entry.is_dir() else [Path(entry.path)]
 
 
 def find(what: Description, root: Path, split: str) -> list[Places]:
-    """The images of a split, in the natural order of their ids (2 before 10), which may hold slashes.
+    """The images of a split, in the natural order of their ids (2 before 10), which may hold slashes, or of time.
 
     ValueError for a pattern that matches nothing, an id that a list has twice, and an image that is in both splits.
     """
     folder = getattr(what.splits, split) if "{split}" in what.images else ""
-    pattern = what.images.replace("{split}", folder)
-    like = re.escape(_lowered(pattern)).replace(r"\{id\}", "(?P<id>.+)").replace(r"\{folder\}", "(?P<folder>[^/]+)")
+    in_folder = what.ids == "{folder}/{id}"
     images: dict[str, Places] = {}
-    for path in _files(root, pattern):
-        if match := re.fullmatch(like, _lowered(path), re.DOTALL):
-            place = images.setdefault(match["id"], match.groupdict() | {"path": path})
-            if place["path"] != path:
-                raise _alike(root, place["path"], path)
+    for found in _matches(root, what.images.replace("{split}", folder)):
+        name = f"{found['folder']}/{found['id']}" if in_folder else found["id"]
+        if (place := images.setdefault(name, found))["path"] != found["path"]:
+            raise _alike(root, place["path"], found["path"])
     if not images:
-        raise ValueError(f"{root} should hold images {what.images}. Found none for {split}.")
+        others = instead(root, what.images, ".jpg", ".jpeg")
+        raise ValueError(f"{root} should hold images {what.images}. Found none for {split}{others}.")
     natural = {name: [int(p) if i % 2 else p for i, p in enumerate(re.split("([0-9]+)", name))] for name in images}
-    ids = every = sorted(images, key=natural.get)  # [0-9]: Python knows other digits, too
+    images = {name: images[name] for name in sorted(images, key=natural.get)}  # [0-9]: Python knows other digits, too
+    if what.depth and what.depth.match:
+        images = _matched(what.depth, root, folder, images)
+    ids = [*images]
     if not folder:
-        ids = _chosen(what.splits, root, split, every)
+        ids = _chosen(what.splits, root, split, images)
         if not ids:
-            found = f"ratio {what.splits.ratio}" if what.splits.ratio else repr(getattr(what.splits, split))
-            found = f"{found} and ids such as {every[0]!r}"
-            raise ValueError(f"{root}: splits.{split} should match images. Found {found}.")
+            wanted = what.splits.model_dump(exclude_defaults=True)
+            found = repr(wanted[split]) if {*wanted} == {"train", "test"} else str(wanted)
+            raise ValueError(
+                f"{root}: splits.{split} should match images. Found {found} and {len(images)} ids such as "
+                f"{next(iter(images))!r}."
+            )
         twice, times = Counter(ids).most_common(1)[0]
         if times > 1:
             raise ValueError(f"{root}: splits.{split} should name an image once. Found {twice!r} {times} times.")
-        if both := {*ids} & {*_chosen(what.splits, root, "test" if split == "train" else "train", every)}:
+        if both := {*ids} & {*_chosen(what.splits, root, "test" if split == "train" else "train", images)}:
             raise ValueError(f"{root}: splits should share no image. Found {min(both)!r} in both, of {len(both)} such.")
-    return [{"split": folder, "folder": "", **images.get(name, {"id": name})} for name in ids]
+    for name in (name for name in ids if name not in images):  # which a list names
+        of_folder, name_there = posixpath.split(name) if in_folder else ("", name)
+        images[name] = {"folder": of_folder, "id": name_there, "depth": f"depth of {name}"}
+    return [images[name] | {"split": folder} for name in ids]
 
 
 def paths(root: Path, pattern: str, images: list[Places]) -> list[Path]:
@@ -59,32 +88,130 @@ def paths(root: Path, pattern: str, images: list[Places]) -> list[Path]:
         called = spelled.get(_lowered(name), [name])
         if len(called) > 1:
             raise _alike(root, *called[:2])
-        there.append(_inside(root, called[0]))
+        there.append(inside(root, called[0]))
     return there
 
 
-def _chosen(splits: Splits, root: Path, split: str, ids: list[str]) -> list[str]:
+def instead(root: Path, pattern: str, *read: str) -> str:
+    """What else lies where a pattern looks, under its name but for the suffix, and what to do; empty for nothing.
+    `read` are suffixes that are read beside .png and .npy."""
+    like = re.sub(r"\\{\w+\\}", ".+", re.escape(str(PurePosixPath(pattern).with_suffix("")))) + r"\.\w+"
+    others = [path for path in _files(root, pattern) if re.fullmatch(like, path)]
+    if not others:
+        return ""
+    as_it_is = others[0].lower().endswith((".png", ".npy", *read))
+    return f", but {others[0]}{'' if as_it_is else ': ' + pixels.convert(others[0])}"
+
+
+def _chosen(splits: Splits, root: Path, split: str, images: dict[str, Places]) -> list[str]:
     """The ids of a split, out of those there are or as a list names them."""
     chosen = getattr(splits, split)
+    if splits.by:
+        return _grouped(splits, root, split, images)
     if splits.ratio is not None:
-        share = {name: int(hashlib.sha256(os.fsencode(name)).hexdigest()[:12], 16) / 16**12 for name in ids}
-        return [name for name in ids if (share[name] < splits.ratio) == (split == "train")]
+        share = {name: int(hashlib.sha256(os.fsencode(name)).hexdigest()[:12], 16) / 16**12 for name in images}
+        return [name for name in images if (share[name] < splits.ratio) == (split == "train")]
     if isinstance(chosen, str) and not chosen.endswith(".txt"):
-        return [name for name in ids if fnmatchcase(name, chosen)]
-    listed = chosen if isinstance(chosen, list) else text(_inside(root, chosen)).split("\n")
-    return [posixpath.normpath(name.strip()) for name in listed if name.strip()]  # one name for one image
+        return [name for name in images if fnmatchcase(name, chosen)]
+    return [posixpath.normpath(name) for name in _listed(root, chosen)]  # one name for one image
+
+
+def _grouped(splits: Splits, root: Path, split: str, images: dict[str, Places]) -> list[str]:
+    """The ids of a split by time, out of each folder, or by folder: those at the end, or as a list names them."""
+    groups = defaultdict(list)
+    begins = {posixpath.dirname(place["path"]): "" for place in images.values()}
+    for path in begins if splits.folder else ():
+        begins[path] = next((path[:end] for end in range(len(path) + 1) if fnmatchcase(path[:end], splits.folder)), "")
+    for name, place in images.items():
+        path = posixpath.dirname(place["path"])
+        groups[begins[path] or place["folder"] or path].append(name)
+
+    def part(of: list[str]) -> list[str]:
+        first = len(of) - max(1, round(splits.test * len(of)))
+        gap = int(splits.gap * len(of)) if isinstance(splits.gap, float) else splits.gap
+        return of[first:] if split == "test" else of[: max(0, first - gap)]
+
+    if splits.by == "time":
+        return [name for names in groups.values() for name in part(names)]
+    if isinstance(splits.test, float):
+        return [name for folder in part([*groups]) for name in groups[folder]]
+    entries = _listed(root, getattr(splits, split))
+    loose = re.compile("(?:.*/)?([A-Za-z]{3})[A-Za-z]*[-_]?0*([0-9]+)")  # by it "sequence1" is the folder seq-01
+    kinds = {match.groups() for entry in entries if (match := loose.fullmatch(entry))}
+
+    def is_named(folder: str) -> bool:
+        match = loose.fullmatch(folder)
+        return any(fnmatchcase(folder, entry) for entry in entries) or bool(match and match.groups() in kinds)
+
+    return [name for folder, names in groups.items() if is_named(folder) for name in names]
+
+
+def _listed(root: Path, chosen: str | list[str]) -> list[str]:
+    """What a list, the text file of one, or a pattern alone names."""
+    if isinstance(chosen, str) and chosen.endswith(".txt"):
+        chosen = re.sub(r"(?m)(^|\s)#.*", "", text(inside(root, chosen))).split("\n")  # without comments
+    return [name.strip() for name in ([chosen] if isinstance(chosen, str) else chosen) if name.strip()]
+
+
+def _matched(depth: Depth, root: Path, split: str, images: dict[str, Places]) -> dict[str, Places]:
+    """The images to which depth was taken within some seconds, with its path, in the order of time in each folder.
+
+    Pairs are made from the closest on; no file is in two, and an image without a partner is none of the data.
+    """
+    taken, other = depth.match.lists or ("", "")
+    measured = _times(root, other.replace("{split}", split), _matches(root, depth.files.replace("{split}", split)))
+    within = depth.match.within + 1e-6  # the times of today are doubles to 2e-7
+    pairs = []
+    for folder, time, path in _times(root, taken.replace("{split}", split), images.values()):
+        near = bisect_left(measured, (folder, time - within)), bisect_left(measured, (folder, time + within))
+        pairs += [(abs(time - second), folder, time, path, each) for _, second, each in measured[slice(*near)]]
+    partners = {}
+    for _, folder, time, path, each in sorted(pairs):
+        if path not in partners and each not in partners:
+            partners |= {path: (folder, time, each), each: None}
+    kept = [name for name, place in images.items() if place["path"] in partners]
+    if not kept:
+        raise ValueError(f"{root} should hold depth within {depth.match.within} s of an image. Found none.")
+    kept.sort(key=lambda name: partners[images[name]["path"]])
+    return {name: images[name] | {"depth": partners[images[name]["path"]][-1]} for name in kept}
+
+
+def _times(root: Path, name: str, places: Iterable[Places]) -> list[tuple[str, float, str]]:
+    """Folder, seconds and path of the files there are: as lists say, or as their ids where there is no list."""
+    of = {place["path"]: place for place in places}
+    lists = {place["folder"]: name.replace("{folder}", place["folder"]) for place in of.values()}
+    lists = {folder: path for folder, path in lists.items() if path and (root / path).is_file()}
+    times = {path: place["id"] for path, place in of.items() if place["folder"] not in lists}
+    try:
+        for path in lists.values():
+            lines = (line.replace(",", " ").split() for line in _listed(root, path))
+            times |= {posixpath.join(posixpath.dirname(path), words[1]): words[0] for words in lines}
+        return sorted((of[path]["folder"], float(time), path) for path, time in times.items() if path in of)
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{root / name} should have times in seconds and paths: {error}.") from None
+
+
+def _matches(root: Path, pattern: str) -> Iterator[Places]:
+    """What {folder} and {id} stand for, and the path, of each file of a pattern."""
+    like = re.escape(_lowered(pattern)).replace(r"\{id\}", "(?P<id>.+)").replace(r"\{folder\}", "(?P<folder>[^/]+)")
+    for path in _files(root, pattern):
+        if match := re.fullmatch(like, _lowered(path), re.DOTALL):
+            yield {"folder": "", **match.groupdict(), "path": path}
 
 
 def _files(root: Path, pattern: str) -> list[str]:
     """All files, seen from the root, below the folder in which a pattern starts."""
     start = pattern.partition("{")[0].rpartition("/")[0]
-    walk = os.walk(_inside(root, start) if start else root)
-    return sorted(Path(folder, name).relative_to(root).as_posix() for folder, _, names in walk for name in names)
+    return sorted(path.relative_to(root).as_posix() for path in walk(inside(root, start) if start else root))
 
 
-def _inside(root: Path, name: str | Path) -> Path:
-    path = root / name
-    if not os.path.realpath(path).startswith(os.path.realpath(root).rstrip(os.sep) + os.sep):
+def inside(root: Path, name: str | Path) -> Path:
+    """The path; ValueError for one that leaves a folder of a `dataset.yaml`, which may be anybody's, also through a
+    link. Files of a hub's snapshot are links into the hub's own folder; other data sets may be linked together."""
+    path, home = root / name, os.path.realpath(root)
+    for folder in Path(home).parents:
+        home = str(folder.parent) if folder.name == "snapshots" and (folder.parent / "blobs").is_dir() else home
+    if (root / FILE).is_file() and not os.path.realpath(path).startswith(home.rstrip(os.sep) + os.sep):
         raise ValueError(f"{path} should not leave the folder of the data. Found {os.path.realpath(path)}.")
     return path
 

@@ -14,7 +14,10 @@ _CLASSES = plt.get_cmap("tab20")  # the colours of classes, again from the first
 
 @styled()
 def images(
-    rows: dict[str, dict[str, Tensor]], classes: tuple[str, ...], tasks: dict[str, Task] | None = None
+    rows: dict[str, dict[str, Tensor]],
+    classes: tuple[str, ...],
+    tasks: dict[str, Task] | None = None,
+    notes: dict[str, str] | None = None,
 ) -> Figure:
     """A grid of pictures: a row each entry, a column each of its pictures.
 
@@ -25,6 +28,7 @@ def images(
         other name (3, H, W) colours in [0, 1]. NaN is white, see `labels`. One channel of a task that is not the
         paper's is shown over the range that all its pictures have.
     classes : names of the classes of s.
+    notes : a second line of the titles of columns, by task letter.
     """
     tasks = TASKS if tasks is None else tasks
     names = {letter: task.class_names for letter, task in tasks.items() if task.kind == "classes"} | {"s": classes}
@@ -39,7 +43,8 @@ def images(
         line[0].set_ylabel(name)
         for column, (title, picture) in enumerate(row.items()):
             if above[column : column + 1] != [title]:
-                line[column].set_title(f"{title}: {tasks[title].name}" if title in tasks else title, fontsize=11)
+                named = f"{title}: {tasks[title].name}" if title in tasks else title
+                line[column].set_title("\n".join([named, *filter(None, [(notes or {}).get(title)])]), fontsize=11)
             if title in names:
                 picture = picture.argmax(dim=0) if picture.dim() == 3 else picture
                 shown.setdefault(title, set()).update(picture[~picture.isnan()].int().unique().tolist())

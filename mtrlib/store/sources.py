@@ -15,7 +15,7 @@ PARTS = {
     "rooms": ("rooms",),
     "reading of files": (
         *("data/cache.py", "data/decoding.py", "data/description.py", "data/listing.py", "data/example.py"),
-        *("data/folder.py", "data/pixels.py", "data/taskonomy.py", "data/cityscapes.py"),
+        *("data/fields.py", "data/folder.py", "data/pixels.py", "data/taskonomy.py", "data/cityscapes.py"),
         *("data/cityscapes.yaml", "data/nyuv2.yaml", "data/derived.py", "rooms/labels.py"),
     ),
     "training": ("dataset.py", "data/loading.py", "tasks.py", "models", "training"),
