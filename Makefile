@@ -4,6 +4,8 @@
 # make decide      add seeds where they decide most, in looks fixed beforehand, until HOURS are spent
 # make test        lint, tests, and the committed notebooks checked by nbval; make test-slurm: the engine under Slurm
 # make report      index.html in results/$(TIER); RESULTS=runs/$(TIER) makes one of a run of your own
+# make docs       the site of the documentation into docs/_build/html
+# make types      what a type checker sees of the public faces, by mypy
 # make audit       known vulnerabilities of the versions in requirements.txt; AUDIT="-s osv" asks another service
 # All make the virtual environment .venv first, if it is missing or requirements.txt is newer.
 
@@ -31,7 +33,7 @@ CORES := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 JOBS = $(if $(filter smoke,$(TIER)),$(CORES),1)
 ONE_THREAD = $(if $(filter-out 1,$(JOBS)),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1})
 
-.PHONY: reproduce reanalyse release batch batch-plan decide notebooks report test test-slurm lint audit clean
+.PHONY: reproduce reanalyse release batch batch-plan decide notebooks report test test-slurm lint types docs audit clean
 .DELETE_ON_ERROR:
 
 # Not those that show what a model predicts: they have to train one.
@@ -84,6 +86,18 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+types: .venv/bin/mypy
+	$(BIN)/mypy
+
+.venv/bin/mypy: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check mypy==2.4.1
+
+docs: .venv/bin/sphinx-build
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html -d docs/_build/doctrees -c docs . docs/_build/html
+
+.venv/bin/sphinx-build: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt --editable ".[docs]"
+
 audit: .venv-audit/bin/pip-audit
 	.venv-audit/bin/pip-audit --requirement requirements.txt --no-deps --disable-pip --strict $(AUDIT)
 
@@ -99,4 +113,4 @@ audit: .venv-audit/bin/pip-audit
 	touch $@
 
 clean:
-	rm -rf .venv .venv-audit runs store
+	rm -rf .venv .venv-audit docs/_build runs store

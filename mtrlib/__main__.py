@@ -1,4 +1,4 @@
-"""`python -m mtrlib`: what the batch engine runs, and what a person may run by hand. See `--help`."""
+"""The command `mtrlib`, or `python -m mtrlib`: what the batch engine and a person may run by hand. See `--help`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
+
+from mtrlib import __version__
 
 # Each command imports what it needs: help is there at once, and `plan` loads nothing that only training does.
 
@@ -142,7 +144,14 @@ def page(options: argparse.Namespace) -> int:
     return 0
 
 
-ARGUMENTS = {
+def completion(options: argparse.Namespace) -> int:
+    import shtab
+
+    sys.stdout.write(shtab.complete(_parser(folders=shtab.DIRECTORY), options.shell))
+    return 0
+
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
     "folder": {"help": "of the parameters, such as params/smoke"},
     "notebook": {"help": "its name, without .ipynb"},
     "keys": {"nargs": "*", "metavar": "KEY", "help": "of a model"},
@@ -155,9 +164,11 @@ ARGUMENTS = {
     "--precision": {"default": "auto", "choices": ("auto", "float32", "bfloat16")},
     "--hours": {"type": float, "required": True, "help": "to spend on this machine"},
     "--log": {"help": "a file that takes the output; stderr gets the first and the last line"},
+    "shell": {"choices": ("bash", "zsh", "tcsh", "fish")},
 }
+FOLDERS = ("folder", "results", "root")
 _CHOSEN, _CHECKED = ("folder", "--notebooks", "--precision"), ("data", "root", "--tasks", "--sheet")
-COMMANDS = {  # what runs, what it does, and its arguments
+COMMANDS: dict[str, tuple[Callable, str, tuple[str, ...]]] = {  # what runs, what it does, and its arguments
     "plan": (plan, "print what the notebooks of a folder of parameters need, and what it costs", _CHOSEN),
     "train": (job, "train models: those of the keys that `plan` prints, or all", (*_CHOSEN, "keys", "--log")),
     "evaluate": (job, "run the attacks on models: those of the keys, or all", (*_CHOSEN, "keys", "--log")),
@@ -166,28 +177,38 @@ COMMANDS = {  # what runs, what it does, and its arguments
     "release": (release, "write the errors that notebooks need into one file, errors.parquet", (*_CHOSEN, "results")),
     "check-data": (check_data, "read all files of a data set: what would stop a run?", _CHECKED),
     "report": (page, "write index.html beside executed notebooks, their tables and figures", ("results",)),
+    "completion": (completion, 'print what completes commands: eval "$(mtrlib completion bash)"', ("shell",)),
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mtrlib", description=__doc__)
+def _parser(folders: dict | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands; `folders` says how shells complete those arguments that are folders."""
+    parser = argparse.ArgumentParser(prog="mtrlib", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"mtrlib {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
     for name, (run, text, taken) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         for argument in taken:
-            command.add_argument(argument, **ARGUMENTS[argument])
+            added: Any = command.add_argument(argument, **ARGUMENTS[argument])
+            if argument in FOLDERS:
+                added.complete = folders  # what shtab reads
         command.set_defaults(run=run)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
     with _logged(getattr(options, "log", None)) as options.outside:
         try:
             return options.run(options)
         except Exception as error:
+            text = str(error)
             if not isinstance(error, ValueError | OSError):
                 if options.outside is None:
                     raise
                 traceback.print_exc()
-                error = f"{type(error).__name__}: {error}"
-            _say(options, str(error))
+                text = f"{type(error).__name__}: {error}"
+            _say(options, text)
             return 2
 
 

@@ -168,6 +168,7 @@ class _Lines(tqdm):
     """Shows itself as a line of its own each time; in a notebook as one plain text that is updated."""
 
     shown = None
+    disable: bool
 
     def display(self, msg=None, pos=None):
         from IPython.display import Pretty, display

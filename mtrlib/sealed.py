@@ -90,7 +90,7 @@ def read_table(path: Path, what: str = "table of a store") -> tuple[pd.DataFrame
 
 
 def kept(
-    lock: Path, there: Callable[[], bool], read: Callable[[], T], make: Callable[[], T] = lambda: None
+    lock: Path, there: Callable[[], bool], read: Callable[[], T], make: Callable[[], T | None] = lambda: None
 ) -> T | None:
     """What `read` gives of what is `there` and whole; what `make` gives where it is missing or damaged, which `read`
     says by raising `Damaged`: that is set aside. Of several processes one holds the `lock` and makes it; the others

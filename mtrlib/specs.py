@@ -21,8 +21,8 @@ from mtrlib.tasks import Task, parse
 VERSION = 4
 FIXED = ("uniform", "published")
 # Those of torchjd that need no choice of which task counts more or less; with its defaults, but for what has none.
-AGGREGATORS = ("AlignedMTL", "CAGrad", "ConFIG", "DualProj", "ExcessMTL", "GradDrop", "GradVac", "IMTLG", "Mean")
-AGGREGATORS += ("MGDA", "PCGrad", "Random", "Sum", "UPGrad")
+_NAMES = "AlignedMTL CAGrad ConFIG DualProj ExcessMTL GradDrop GradVac IMTLG Mean MGDA PCGrad Random Sum UPGrad"
+AGGREGATORS = tuple(_NAMES.split())
 WEIGHTS = (*FIXED, "gradnorm", *AGGREGATORS)
 
 
@@ -57,12 +57,12 @@ class Spec(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=Fa
 class DataSpec(Spec):
     """A data set, as `data.load` takes it; `digest`, of a "folder", is that of its description (`data.digest`)."""
 
-    name: Literal[data.NAMES] = "rooms"
+    name: Literal[data.NAMES] = "rooms"  # type: ignore[valid-type]
     root: Place | None = None
     digest: str | None = None
     on_bad: Literal["raise", "skip"] = "raise"
-    size: int = Field(64, ge=8, le=1024)
-    seed: int = Field(0, ge=0)
+    size: int = Field(default=64, ge=8, le=1024)
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _described(self) -> Self:
@@ -85,11 +85,11 @@ class Training(Spec):
     """How a model is trained; the supplement names SGD, its momentum and when its rate falls."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd with Nesterov's momentum
-    epochs: int = Field(20, ge=1)
-    batch_size: int = Field(8, ge=2)
-    learning_rate: float = Field(0.005, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)  # of adamw its first beta
-    weight_decay: float = Field(0.02, ge=0)
+    epochs: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=8, ge=2)
+    learning_rate: float = Field(default=0.005, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # of adamw its first beta
+    weight_decay: float = Field(default=0.02, ge=0)
     # cosine: to zero after one epoch of warm-up; step: divided by 10 after 2/3, 4/5 and 14/15 of the epochs (the
     # supplement's 100, 120 and 140 of 150).
     schedule: Literal["cosine", "step"] = "cosine"
@@ -100,11 +100,11 @@ class ModelSpec(Training):
 
     data: DataSpec
     tasks: Tasks  # letters of the tasks it learns; the first is the main one
-    images: int | None = Field(None, ge=1)  # of the training data, the first ones; None: all
+    images: int | None = Field(default=None, ge=1)  # of the training data, the first ones; None: all
     encoder: Annotated[str, AfterValidator(encoders.known)] = "resnet18_small"  # of `encoders.ENCODERS`, or timm/<name>
     pretrained: bool = False  # begin from the weights that timm has; for timm/<name> only
     weights: Annotated[str, AfterValidator(known)] = "uniform"  # of the task losses
-    seed: int = Field(0, ge=0)  # of the first weights and the order of the images
+    seed: int = Field(default=0, ge=0)  # of the first weights and the order of the images
     # Of convolutions in training and under attack; weights, losses and errors are always float32.
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -130,17 +130,17 @@ class ModelSpec(Training):
 class AttackSpec(Spec):
     """An attack and the images it is run on."""
 
-    name: Literal[tuple(attacks.NAMED)] = "pgd"
+    name: Literal[tuple(attacks.NAMED)] = "pgd"  # type: ignore[valid-type]
     tasks: Tasks  # letters of the attacked tasks: the adversary maximises the sum of their losses
     norm: Literal["linf", "l2"] = "linf"
     # Budget and step in 255ths of the image range; an l2 budget is the length of the whole perturbation of one image.
     # fgsm, apgd and square have no use for the step.
-    eps_255: float = Field(8.0, ge=0)
-    step_size_255: float = Field(2.0, ge=0)
-    steps: int = Field(25, ge=0)  # of square its queries
-    restarts: int = Field(1, ge=1)
-    seed: int = Field(0, ge=0)  # of the random start
-    images: int = Field(256, ge=1)  # test images, the first ones
+    eps_255: float = Field(default=8.0, ge=0)
+    step_size_255: float = Field(default=2.0, ge=0)
+    steps: int = Field(default=25, ge=0)  # of square its queries
+    restarts: int = Field(default=1, ge=1)
+    seed: int = Field(default=0, ge=0)  # of the random start
+    images: int = Field(default=256, ge=1)  # test images, the first ones
 
 
 class Evaluation(Spec):
@@ -173,7 +173,7 @@ class Evaluation(Spec):
     def columns(self) -> dict[str, Any]:
         """What names it in the errors table; attack is "pgd on <model id>" with a source."""
         model, attack, on = self.model, self.attack, "" if self.source is None else f" on {self.source.key}"
-        columns = {"model_id": model.key, "trained_tasks": model.tasks, "main": model.tasks[0]}
+        columns: dict[str, Any] = {"model_id": model.key, "trained_tasks": model.tasks, "main": model.tasks[0]}
         columns |= model.model_dump(include={"encoder", "weights", "seed"})
         columns |= {"epoch": self.epoch, "attack": attack.name + on}
         columns |= attack.model_dump(include={"norm", "eps_255", "steps"})

@@ -38,7 +38,8 @@ class Released:
         if path is None:
             return
         if not path.is_file():
-            raise ValueError(f'Parameter released should be a file of released errors, or "" for none. Found {path}.')
+            where = f"Found {path}. In the repository of mtrlib they are results/<tier>/errors.parquet and its .sha256."
+            raise ValueError(f'Parameter released should be a file of released errors, or "" for none. {where}')
         rows, words = sealed.read_table(path, "file of released errors")
         try:
             self.code = words["code"]
