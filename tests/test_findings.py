@@ -300,6 +300,21 @@ def test_a_summary_has_every_claim_with_its_findings_in_words():
     assert claims.sentences(found, "1.2").splitlines()[0] == "Claim 1.2: agrees"
 
 
+@pytest.mark.parametrize("factor", [0.7, 0.8, 0.85, 0.95])
+def test_what_an_open_finding_needs_is_more_than_it_has(factor):
+    """With Student's t of two trainings: the normal quantile would have called the size that it has enough."""
+    rows = table(lambda main, other, _: factor if main != other else 1, tasks="sd", seeds=2, images=8, spread=0.1)
+    found = claims.findings("rq1", rows)
+    needs = found[found.verdict == judging.OPEN].needs
+    assert len(needs)
+    assert "2 seeds" not in set(needs)
+
+
+def test_findings_that_are_not_there_are_said_in_a_line():
+    with pytest.raises(ValueError, match=r"in results/laptop of the repository of mtrlib. Found no .*rq9_findings.csv"):
+        claims.released("rq9")
+
+
 def test_every_rule_has_a_sentence_that_takes_one_number():
     for rule in judging.rules().itertuples():
         assert rule.sentence.count("{}") == 1, rule.Index

@@ -114,7 +114,7 @@ def test_times_come_from_lists_and_pairs_are_made_from_the_closest_on(tmp_path):
             else:
                 measured(tmp_path / f"depth/{name}.png", 1000 * (1 + row))
         lines = [f"{time}, {kind}/{name}.png" for name, time in listed.items()]
-        (tmp_path / f"{kind}.txt").write_text("\n".join(["# time, file", "", *lines, "5.0, depth/gone.png"]))
+        (tmp_path / f"{kind}.txt").write_text("\n".join(["# time, file", "", *lines, " 5.0  depth/gone.png # lost"]))
     describe(tmp_path, like="tum_rgbd", depth={"scale": 0.001}, splits={"train": "*", "test": ["none"]})
     assert load(tmp_path).ids == ("2", "1"), "in the order of time"
     assert metres(tmp_path) == pytest.approx([1, 2], rel=1e-4)

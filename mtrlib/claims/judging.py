@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
+from scipy.special import ndtri, stdtrit
 
 from mtrlib import machine
 from mtrlib.claims import published
@@ -213,8 +213,11 @@ def words() -> dict[str, str]:
 
 
 def released(findings: str | Path) -> pd.DataFrame:
-    """Findings as written to a file; of a notebook, such as "rq1", those of the released results of the tier laptop."""
+    """Findings as written to a file; of a notebook, such as "rq1", those of the released results of the tier laptop.
+    ValueError where they are not: results are in the repository, not in the installed package."""
     path = findings if isinstance(findings, Path) else machine.root() / f"results/laptop/{findings}_findings.csv"
+    if not path.is_file():
+        raise ValueError(f"Released findings should be in results/laptop of the repository of mtrlib. Found no {path}.")
     return pd.read_csv(path, dtype={"number": str, "needs": str}).fillna({"needs": ""})
 
 
@@ -276,11 +279,13 @@ def _left_out(left: pd.DataFrame, rows: pd.DataFrame) -> str:
 def _needs(settled, rows: pd.DataFrame, threshold: float, family: int) -> str:
     """The smallest study that would close an open finding: after which `settled` is true of the rows that are decided
     then in 4 of 5 cases, if what is seen is true. Of one training nobody knows: three first."""
-    reach = ((rows.value - threshold).abs() / (_POWER - ndtri(_LEVEL.get() / 2 / family))).to_numpy() ** 2
-    noise, had, unknown = rows.training.to_numpy(), rows.seeds.to_numpy(), np.isinf(rows.error).to_numpy()
-    stays = rows.sets.to_numpy() if "sets" in rows else 0.0  # the sets of tasks are all there are
+    away, had, unknown = (rows.value - threshold).abs(), rows.seeds, np.isinf(rows.error)
+    stays = rows.sets if "sets" in rows else 0.0  # the sets of tasks are all there are
     for seeds, times in sorted(product(SEEDS, IMAGES), key=lambda size: (size[0] * size[1], size[0])):
-        left = noise * had / seeds + rows.images.to_numpy() / times + stays
-        if settled(np.where(unknown, seeds >= 3, (had <= seeds) & (left < reach))):
+        freedom = (rows.freedom * (max(seeds - 1, 1) / np.maximum(had - 1, 1))).clip(upper=1e6)
+        reach = (away / (_POWER - stdtrit(freedom, _LEVEL.get() / 2 / family))) ** 2
+        left = rows.training * had / seeds + rows.images / times + stays
+        larger = (had <= seeds) & ((had < seeds) | (times > 1))  # at its own size it is open
+        if settled(np.where(unknown, seeds >= 3, larger & (left < reach))):
             return f"{seeds} seeds" + (f", {times} times the images" if times > 1 else "")
     return NEVER

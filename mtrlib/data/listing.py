@@ -148,9 +148,15 @@ def _grouped(splits: Splits, root: Path, split: str, images: dict[str, Places]) 
 
 def _listed(root: Path, chosen: str | list[str]) -> list[str]:
     """What a list, the text file of one, or a pattern alone names."""
-    if isinstance(chosen, str) and chosen.endswith(".txt"):
-        chosen = re.sub(r"(?m)(^|\s)#.*", "", text(inside(root, chosen))).split("\n")  # without comments
-    return [name.strip() for name in ([chosen] if isinstance(chosen, str) else chosen) if name.strip()]
+    if isinstance(chosen, str):
+        return _lines(root, chosen) if chosen.endswith(".txt") else [chosen]
+    return [name.strip() for name in chosen if name.strip()]
+
+
+def _lines(root: Path, name: str) -> list[str]:
+    """The lines of a text file that hold something, without comments."""
+    lines = re.sub(r"(?m)(^|\s)#.*", "", text(inside(root, name))).split("\n")
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _matched(depth: Depth, root: Path, split: str, images: dict[str, Places]) -> dict[str, Places]:
@@ -184,7 +190,7 @@ def _times(root: Path, name: str, places: Iterable[Places]) -> list[tuple[str, f
     times = {path: place["id"] for path, place in of.items() if place["folder"] not in lists}
     try:
         for path in lists.values():
-            lines = (line.replace(",", " ").split() for line in _listed(root, path))
+            lines = (line.replace(",", " ").split() for line in _lines(root, path))
             times |= {posixpath.join(posixpath.dirname(path), words[1]): words[0] for words in lines}
         return sorted((of[path]["folder"], float(time), path) for path, time in times.items() if path in of)
     except (ValueError, IndexError) as error:
