@@ -263,6 +263,7 @@ def main() -> None:
 
 
 SIZES = (  # tasks, seeds, images, heavy
+    (TASKS, 2, 64, True),
     ("sdn", 3, 12, True),
     ("sdn", 3, 256, False),
     (TASKS, 3, 64, True),
@@ -270,10 +271,12 @@ SIZES = (  # tasks, seeds, images, heavy
 )
 STUDIES = (  # design, truth, tasks, seeds, images, heavy
     ("rq1", "no effect", "sdn", 1, 64, True),
+    ("rq1", "mixed", TASKS, 2, 64, True),
     ("rq1", "no effect", "sdn", 3, 12, True),
     ("rq1", "lowered by 10 %", "sdn", 3, 64, True),
     ("rq1", "mixed", "sdn", 3, 64, True),
     ("rq1", "mixed", "sdn", 10, 64, True),
+    ("rq3", "mixed", "sdn", 2, 64, True),
     ("rq3", "no effect", "sdn", 3, 64, True),
     ("rq3", "lowered by 10 %", "sdn", 5, 64, True),
     ("rq4", "proxies know", "sdn", 3, 64, True),

@@ -55,29 +55,30 @@ from mtrlib.training import fitting
 fitting.SAVE_EVERY = 0.0
 fit, measure = training.fit, evaluation.errors
 
-def run(folder, last, attacks=False):
+def run(folder, last, part=None):
     # Trains and attacks everything and decodes a folder; kills itself at its call of any function of that number, or at
-    # that number of those that attacks make.
-    calls, attacking = itertools.count(1), itertools.count(1)
+    # that number of those that a part of it ("training", "attack") makes.
+    calls, within = itertools.count(1), {"training": itertools.count(1), "attack": itertools.count(1)}
     def called(frame, event, argument):
-        if event.endswith("call") and next(calls) == last and not attacks:
+        if event.endswith("call") and next(calls) == last and not part:
             os.kill(os.getpid(), signal.SIGKILL)
-    def called_in_attack(frame, event, argument):
-        called(frame, event, argument)
-        if event.endswith("call") and next(attacking) == last and attacks:
-            os.kill(os.getpid(), signal.SIGKILL)
-    def attacked(*given, **options):
-        before = sys.getprofile()
-        sys.setprofile(before and called_in_attack)
-        errors = measure(*given, **options)
-        sys.setprofile(before)
-        return errors
-    evaluation.errors = attacked
-    def counted(spec, *rest):
+    def counted(name, function):
+        def called_within(frame, event, argument):
+            called(frame, event, argument)
+            if event.endswith("call") and next(within[name]) == last and part == name:
+                os.kill(os.getpid(), signal.SIGKILL)
+        def call(*given, **options):
+            before = sys.getprofile()
+            sys.setprofile(before and called_within)
+            result = function(*given, **options)
+            sys.setprofile(before)
+            return result
+        return call
+    def logged(spec, *rest):
         with open(folder / "log", "a") as file:
             file.write(spec.key + "\\n")
         return fit(spec, *rest)
-    training.fit = counted
+    training.fit, evaluation.errors = counted("training", logged), counted("attack", measure)
     store = Store(folder / "store", device="cpu")
     if last is not None:
         threading.setprofile(called)
@@ -89,7 +90,7 @@ def run(folder, last, attacks=False):
         for attack in ATTACKS:
             store.errors(spec, attack)
     sys.setprofile(None)
-    (folder / "calls").write_text(f"{decoded} {next(calls)} {next(attacking)}")
+    (folder / "calls").write_text(" ".join(str(next(count)) for count in (calls, *within.values())) + f" {decoded}")
 
 def notebook(folder, stage, last):
     # Runs the cells of the notebook; kills itself in a file of that stage and number, or before it gets its name.
@@ -210,24 +211,25 @@ def whole(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, server) -> tuple[Path, int, int, int]:
-    """The folder of a run that nothing disturbed, and how many functions it called until it had decoded, in all, and in
-    attacks."""
+def undisturbed(tmp_path_factory, server) -> tuple[Path, int, int, int, int]:
+    """The folder of a run that nothing disturbed, and how many functions it called in all, in training, in attacks and
+    until it had decoded."""
     folder = tmp_path_factory.mktemp("undisturbed")
     assert server.wait(server.start("run", folder, 0)) == 0
     return folder, *map(int, (folder / "calls").read_text().split())
 
 
 def test_killed_again_and_again_it_ends_with_the_same_tables(undisturbed, server, tmp_path):
-    """Each kill lets the run go on for a random part of all its calls, or of those of an attack; after a finished one
-    all begins anew."""
-    expected, decoded, calls, attacking = undisturbed
+    """Each kill lets the run go on for a random part of all its calls, or of those of trainings or attacks; after a
+    finished one all begins anew."""
+    expected, calls, training, attacking, decoded = undisturbed
     moments, killed, runs, stages = random.Random(0), 0, 1, Counter()
     while killed < KILLS:
         folder = tmp_path / str(runs)
-        in_attack = killed % 3 == 2 and killed > 8  # what is decoded is so but once
-        most = decoded if killed < 8 else attacking // 4 if in_attack else (calls - decoded) // 2
-        status = server.wait(server.start("run", folder, moments.randint(1, most), in_attack))
+        part = (None, "training", "attack")[killed % 3] if killed > 8 else None  # what is decoded is so but once
+        rest = {None: (calls - decoded) // 2, "training": training // 4, "attack": attacking // 4}[part]
+        most = decoded if killed < 8 else rest
+        status = server.wait(server.start("run", folder, moments.randint(1, most), part))
         if status == -signal.SIGKILL:
             killed += 1
             stages.update(_stage(folder))

@@ -124,6 +124,14 @@ def test_the_answer_is_computed_from_the_finding_on_claim_1_2(low, high, told, l
     assert answer.endswith(f"The paper's 21 claims, on rooms: {counted}, 20 not measured.")
 
 
+def test_results_of_one_question_alone_have_what_there_is(tmp_path):
+    tables.write(tmp_path, "rq3", findings=pd.DataFrame(ROWS, columns=judging.COLUMNS))
+    assert results.closing(tmp_path).empty
+    assert results.changed(tmp_path) == "Not asked of these results."
+    assert results.pictures(tmp_path, "rq3") == ""
+    assert "as published code does" not in results.side_by_side(tmp_path)
+
+
 def test_rooms_and_photographs_stand_side_by_side(tmp_path):
     tables.write(tmp_path / "rooms", "rq3", findings=pd.DataFrame(ROWS, columns=judging.COLUMNS))
     tables.write(tmp_path / "photos", "rq3", findings=pd.DataFrame(ROWS[1:2], columns=judging.COLUMNS))

@@ -29,6 +29,8 @@ def write(folder: Path) -> Path:
     values = {"folder": str(folder.absolute()), "photographs": str(beside) if beside.is_dir() else ""}
     source = machine.root() / "notebooks" / "results.ipynb"
     made = papermill.execute_notebook(source, None, values, cwd=folder, progress_bar=False, log_output=False)
+    for number, cell in enumerate(made.cells):
+        cell.id = str(number)  # the same page from the same results: papermill gives its own cell another one each time
     hidden = dict.fromkeys(("exclude_input", "exclude_input_prompt", "exclude_output_prompt"), True)
     body, _ = HTMLExporter(template_name="basic", **hidden).from_notebook_node(made)
 

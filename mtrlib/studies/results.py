@@ -116,7 +116,8 @@ def pictures(folder: str | Path, name: str) -> str:
 def closing(folder: str | Path) -> pd.DataFrame:
     """What would close the open claims, of all questions, as `cost.closing` wrote it."""
     paths = sorted(machine.place(folder).glob("rq*_closing.csv"))
-    return pd.concat([pd.read_csv(path, dtype={"number": str}) for path in paths], ignore_index=True).fillna("")
+    tables = [pd.read_csv(path, dtype={"number": str}) for path in paths]
+    return pd.concat(tables, ignore_index=True).fillna("") if tables else pd.DataFrame()
 
 
 def made_by(folder: str | Path) -> str:
@@ -135,7 +136,10 @@ def signed(verdict: str) -> str:
 def changed(folder: str | Path) -> str:
     """How many verdicts of a folder of results are others under all that was published than under the definitions, and
     which, in one sentence."""
-    rows = pd.read_csv(machine.place(folder) / "fidelity_verdicts.csv", dtype=str, keep_default_na=False)
+    path = machine.place(folder) / "fidelity_verdicts.csv"
+    if not path.exists():
+        return "Not asked of these results."
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     others = rows[rows["definitions"] != rows["published behaviour"]]
     columns = others[["claim", "definitions", "published behaviour"]]
     told = (f"{claim} ({one}, then {two})" for claim, one, two in columns.itertuples(index=False))
