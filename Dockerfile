@@ -4,7 +4,9 @@ RUN apt-get update && apt-get install --yes --no-install-recommends git make && 
     && useradd --create-home mtrlib && install --directory --owner mtrlib --group mtrlib /mtrlib
 USER mtrlib
 WORKDIR /mtrlib
-ENV PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu PIP_NO_CACHE_DIR=1
+# --build-arg PIP_EXTRA_INDEX_URL=... with PyTorch's index of CPU builds spares the CUDA libraries.
+ARG PIP_EXTRA_INDEX_URL
+ENV PIP_NO_CACHE_DIR=1
 COPY --chown=mtrlib:mtrlib . .
 RUN make .venv/installed
 ENV PATH=/mtrlib/.venv/bin:$PATH

@@ -132,6 +132,7 @@ def test_what_an_open_finding_costs(tiny):
     rows = [finding("1.2", "open", "6 seeds"), finding("1.3", "open", "3 seeds, 2 times the images")]
     rows += [finding("1.4", "open", judging.NEVER), finding("1.1", "agrees"), finding("1.5", "open", "8 seeds", False)]
     rows += [finding("1.2", "open", "4 seeds"), finding("1.4", "open", "4 seeds")]
+    rows += [finding("1.6", "open", "12 seeds"), finding("1.6", "disagrees")]  # decided: nothing would open it again
     table = cost.closing(pd.DataFrame(rows, columns=COLUMNS), cells, Records())
     forward = cost.operations(tiny)
     trained, attacked = 3 * 3.0 * forward * 24 * 3, 3.0 * forward * 6 * (2 * 4 + 2)

@@ -83,7 +83,7 @@ def test_every_link_and_image_resolves(folder):
 
 def test_the_page_says_what_came_out(folder):
     page = html.unescape((folder / "index.html").read_text())
-    assert "The paper's 21 claims, on rooms: 1 confirmed, 1 contradicted, 1 open, 18 not measured." in page
+    assert "discusses, on rooms: 1 confirmed, 1 contradicted, 1 open, 18 not measured." in page
     for number, claim in published.claims().claim.items():
         assert re.search(rf">{re.escape(number)}</td>\s*<td[^>]*>{re.escape(claim)}</td>", page), number
     assert "✗ disagrees: 3.2 " in page
@@ -111,17 +111,25 @@ def test_what_decides_comes_first_and_the_rest_is_folded():
 @pytest.mark.parametrize(
     ("low", "high", "told", "lead"),
     [
-        (0.1, 0.4, "agrees", "**Not reliably: with only the main task attacked, "),
-        (1.0, 1.0, "disagrees", "**Yes: with only the main task attacked, "),
-        (0.0, 1.0, "open", "**It cannot be told yet: with only the main task attacked, "),
+        (0.1, 0.4, "agrees", "**Not reliably: "),
+        (1.0, 1.0, "disagrees", "**Yes: "),
+        (0.0, 1.0, "open", "**It cannot be told yet: "),
     ],
 )
 def test_the_answer_is_computed_from_the_finding_on_claim_1_2(low, high, told, lead):
     row = ("1.2", "linf, single: cells less vulnerable", 0.2, low, high, "below 95%", True, told, "")
     answer = results.answer(pd.DataFrame([row], columns=judging.COLUMNS))
     assert answer.startswith(f"{lead}a second task makes a model harder to attack in 20% of the task pairs (")
+    assert ") with only the main task attacked.** " in answer
     counted = {"agrees": "1 confirmed", "disagrees": "1 contradicted", "open": "1 open"}[told]
-    assert answer.endswith(f"The paper's 21 claims, on rooms: {counted}, 20 not measured.")
+    assert answer.endswith(f"Of 21 claims that the paper makes or discusses, on rooms: {counted}, 20 not measured.")
+
+
+def test_the_sizes_of_released_results_are_those_of_their_models():
+    sizes = results.sizes("results/laptop")
+    assert sizes.startswith("seeds 0, 1; encoders resnet18_small")
+    assert "; pixels 48; images to train 512" in sizes
+    assert results.sizes("docs") == ""
 
 
 def test_results_of_one_question_alone_have_what_there_is(tmp_path):
@@ -129,7 +137,7 @@ def test_results_of_one_question_alone_have_what_there_is(tmp_path):
     assert results.closing(tmp_path).empty
     assert results.changed(tmp_path) == "Not asked of these results."
     assert results.pictures(tmp_path, "rq3") == ""
-    assert "as published code does" not in results.side_by_side(tmp_path)
+    assert "with published code" not in results.side_by_side(tmp_path)
 
 
 def test_rooms_and_photographs_stand_side_by_side(tmp_path):
@@ -137,7 +145,7 @@ def test_rooms_and_photographs_stand_side_by_side(tmp_path):
     tables.write(tmp_path / "photos", "rq3", findings=pd.DataFrame(ROWS[1:2], columns=judging.COLUMNS))
     table = results.side_by_side(tmp_path / "rooms", tmp_path / "photos").set_index("").loc["3.2"]
     assert (table.rooms, table.photographs) == ("✗ disagrees", "✓ agrees")
-    assert table["printed tables"] == "✓ follow"
+    assert table["printed tables say so"] == "✓ yes"
 
 
 def test_the_readme_shows_the_committed_results():

@@ -161,7 +161,7 @@ def test_three_sets_say_nothing_of_how_gradients_correlate_however_many_images()
     assert table.error.to_list() == pytest.approx([0.5**0.5], rel=1e-6)
     told = claims.findings("rq2", errors.assign(clean_error=1.0, adversarial_error=1.0), alike=table)
     told = told[told["where"].str.contains("one size")]
-    assert told[["verdict", "needs"]].to_numpy().tolist() == [["open", "never at a sensible size"]]
+    assert told[["high", "verdict", "needs"]].to_numpy().tolist() == [[1.0, "open", "never at a sensible size"]]
 
 
 def test_agreement_finds_the_prediction_that_orders_the_marginals():

@@ -13,7 +13,7 @@ import pandas as pd
 
 from mtrlib import machine, studies
 from mtrlib.batch.tier import Needs, evaluations, unattacked, untrained
-from mtrlib.claims import OPEN
+from mtrlib.claims.judging import OPEN, verdict
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.store import Store
 from mtrlib.studies import Cell
@@ -87,7 +87,7 @@ def summary(needs: Needs, table: pd.DataFrame) -> str:
 
 
 def closing(findings: pd.DataFrame, cells: list[Cell], store: Store) -> pd.DataFrame:
-    """What would close the open claims, by the power of their findings (`claims`), one row each.
+    """What the open claims need, by the power of their findings (`claims`), one row each.
 
     Parameters
     ----------
@@ -105,7 +105,8 @@ def closing(findings: pd.DataFrame, cells: list[Cell], store: Store) -> pd.DataF
     trained = sum(3.0 * operations(s) * r["images"] * s.epochs for s, r in zip(specs, records, strict=True))
     attacked = sum(float(operations(e.model) * e.attack.images * _passes(e.attack)) for e in done)
     rate = trained / sum(record["seconds"] for record in records)
-    table = findings[(findings.verdict == OPEN) & findings.decides][["number", "needs"]]
+    told = findings.number.map(lambda number: verdict(findings[findings.number == number]))
+    table = findings[(told == OPEN) & (findings.verdict == OPEN) & findings.decides][["number", "needs"]]
     size = table.needs.str.extract(r"^(\d+) seeds(?:, (\d+) times the images)?$").astype(float)
     seeds, times = size[0] / len({e.model.seed for e in done}), size[1].where(size[1].notna() | size[0].isna(), 1.0)
     more = (seeds * (trained + attacked * times) - trained - attacked).clip(lower=0)

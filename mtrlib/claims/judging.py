@@ -120,7 +120,8 @@ def values(name: str, tables: dict[str, pd.DataFrame], *, decides: bool = True) 
         told = told if row.error > 0 or np.isnan(row.value) else decide(row.value, row.value, rule.side, threshold)
 
         needs = _needs(np.all, judged.loc[[where]], threshold, len(judged)) if told == OPEN else ""
-        numbers = (float(back(number)) for number in (row.value, row.low, row.high))
+        ends = np.clip([row.low, row.high], -1, 1) if rule.unit == "correlation" else (row.low, row.high)
+        numbers = (float(back(number)) for number in (row.value, *ends))
         findings.append(_finding(rule, f"{where}: {rule['what']}", *numbers, decides, told, needs))
     return findings
 

@@ -58,6 +58,10 @@ class Released:
         """As `Store.record`; None for a model that is not in it."""
         return self._records.get(self._key("model", spec.model_dump(mode="json")))
 
+    def records(self) -> list[dict]:
+        """The records of all models."""
+        return list(self._records.values())
+
     def table(self, kind: str, about: dict) -> pd.DataFrame | None:
         """The table as it was measured; None for one that is not in it."""
         values, places = self._tables.get(self._key(kind, about), (None, None))

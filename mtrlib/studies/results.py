@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import os
+from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mtrlib import machine
 from mtrlib.claims import judging, printed, published
 from mtrlib.claims.judging import AGREES, DISAGREES, NOT_MEASURED, OPEN
 from mtrlib.specs import Place, Spec
+from mtrlib.store.released import Released
 
 SIGNS = {AGREES: "✓", DISAGREES: "✗", OPEN: "?", NOT_MEASURED: "–"}  # for those who cannot tell colours apart
 SHOWN = 3  # findings of a claim, at most, that are not folded away
@@ -38,20 +40,21 @@ def read(folder: str | Path) -> pd.DataFrame:
 
 
 def answer(findings: pd.DataFrame, data: str = "rooms") -> str:
-    """The answer to whether a multi-task network is harder to attack, by the first finding on claim 1.2, and how many
-    claims stand."""
+    """The answer to whether a multi-task network is harder to attack, by the findings that decide claim 1.2, and how
+    many claims stand."""
     told = verdicts(findings)
     counts = [f"{(told == verdict).sum()} {word}" for verdict, word in _COUNTED.items() if (told == verdict).any()]
-    counted = f"The paper's {len(told)} claims, on {data}: {', '.join(counts)}."
+    counted = f"Of {len(told)} claims that the paper makes or discusses, on {data}: {', '.join(counts)}."
     main = findings[(findings.number == "1.2") & findings.decides]
     if main.empty:
         return counted
-    row = next(main.itertuples())
-    share, known = judging.numbers(row)
-    said = (
-        f"with only the main task attacked, a second task makes a model harder to attack in {share} of the task pairs"
-    )
-    return f"**{_LEADS[row.verdict]}: {said}{known}.** {counted}"
+    ways = {"single": "only the main task", "joint": "all tasks"}
+    parts = []
+    for row in main.itertuples():
+        way = row.where.split(":")[0].split(", ")[-1]
+        parts.append("in {} of the task pairs{}".format(*judging.numbers(row)) + f" with {ways.get(way, way)} attacked")
+    lead = _LEADS[judging.verdict(main)]
+    return f"**{lead}: a second task makes a model harder to attack {', '.join(parts)}.** {counted}"
 
 
 def verdicts(findings: pd.DataFrame) -> pd.Series:
@@ -66,13 +69,13 @@ def side_by_side(results: str | Path, photographs: str | Path = "") -> pd.DataFr
     columns = {"rooms": verdicts(read(results)).map(signed)}
     if photographs:
         columns["photographs"] = verdicts(read(photographs)).map(signed)
-    told = {printed.FOLLOWS: "✓ follow", printed.DOES_NOT: "✗ do not", printed.NO_TABLE: ""}
-    columns["printed tables"] = printed.follows().set_index("number").verdict.replace(told)
+    told = {printed.FOLLOWS: "✓ yes", printed.DOES_NOT: "✗ no", printed.NO_TABLE: ""}
+    columns["printed tables say so"] = printed.follows().set_index("number").verdict.replace(told)
     path = machine.place(results) / "fidelity_verdicts.csv"
     if path.exists():
         rungs = pd.read_csv(path, dtype=str, keep_default_na=False)
         of_claim = rungs["published behaviour"].map(signed).groupby(rungs.claim.str.split().str[0])
-        columns["as published code does"] = of_claim.agg(lambda each: ", ".join(dict.fromkeys(each)))
+        columns["with published code"] = of_claim.agg(lambda each: ", ".join(dict.fromkeys(each)))
     claims = published.claims().sort_index()
     table = pd.DataFrame({"claim": claims.claim, **columns}).astype(object)
     return table.where(table.notna(), "").rename_axis("").reset_index()
@@ -118,6 +121,23 @@ def closing(folder: str | Path) -> pd.DataFrame:
     paths = sorted(machine.place(folder).glob("rq*_closing.csv"))
     tables = [pd.read_csv(path, dtype={"number": str}) for path in paths]
     return pd.concat(tables, ignore_index=True).fillna("") if tables else pd.DataFrame()
+
+
+def sizes(folder: str | Path) -> str:
+    """What the models of released results are, in a line; "" where no errors were released."""
+    path = machine.place(folder) / "errors.parquet"
+    specs = [record["spec"] for record in Released(path).records()] if path.exists() else []
+    few = len(specs) / 10  # a model or two are of another kind, such as those that attacks are taken from
+    about = {
+        "seeds": [spec["seed"] for spec in specs],
+        "encoders": [spec["encoder"] for spec in specs],
+        "pixels": [spec["data"]["size"] for spec in specs],
+        "images to train": [spec["images"] for spec in specs],
+    }
+    counts = {
+        name: sorted(v for v, number in Counter(values).items() if number > few) for name, values in about.items()
+    }
+    return "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in counts.items() if values)
 
 
 def made_by(folder: str | Path) -> str:
