@@ -65,6 +65,7 @@ def folder(tmp_path_factory):
     for name in ("rq3_task_weights", "tour"):
         cells = [nbformat.v4.new_markdown_cell(f"# {name}"), nbformat.v4.new_code_cell("1 + 1")]
         nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
+    (folder.parent / "photos").mkdir()  # of photographs, not of results
     assert report.write(folder) == folder / "index.html"
     return folder
 

@@ -26,7 +26,8 @@ def write(folder: Path) -> Path:
     results.read(folder)  # its fault in one line, not a notebook's
     rendered = {path.stem: _render(path) for path in sorted(folder.glob("*.ipynb"))}
     beside = folder.absolute().parent / "photos"
-    values = {"folder": str(folder.absolute()), "photographs": str(beside) if beside.is_dir() else ""}
+    others = beside != folder.absolute() and any(beside.glob("rq*_findings.csv"))  # not any folder of that name
+    values = {"folder": str(folder.absolute()), "photographs": str(beside) if others else ""}
     source = machine.root() / "notebooks" / "results.ipynb"
     made = papermill.execute_notebook(source, None, values, cwd=folder, progress_bar=False, log_output=False)
     for number, cell in enumerate(made.cells):

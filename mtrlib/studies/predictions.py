@@ -96,8 +96,8 @@ def alike(errors: pd.DataFrame, found: theory.Gradients, tasks: str) -> pd.DataF
     weights 1/N: Spearman's correlation of their vulnerability with theorem 2's factor, mean over the sizes.
 
     Parameters and return value: as of `bounds`, one row; above 0 if theorem 2 is right. Its error has a part "sets"
-    more: what the correlation of so few sets is by chance, of variance 1 / (n - 1) each (Kendall and Gibbons 1990,
-    Rank Correlation Methods, section 4.13). Empty where no size has three sets.
+    more: what the correlation of so few sets is by chance, of variance 1 / (n - 1) each (Spearman's of n pairs in
+    random order). Empty where no size has three sets.
     """
     sets = task_sets.vulnerabilities(errors, "linf")
     several = [s for s in sets.index if len(s) > 1]
