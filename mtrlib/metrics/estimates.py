@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtr, stdtrit  # Student's t; scipy.stats takes long to import
+from scipy.special import stdtr, stdtridf, stdtrit  # Student's t; scipy.stats takes long to import
 
 CELL = ("panel", "setting", "attacked", "main", "auxiliary")
 QUANTITIES = ("log_ratio", "ratio", "ratio_of_means", "clean_error", "adversarial_error", "absolute")
@@ -84,7 +84,7 @@ def uncertainty(frame: pd.DataFrame, training: tuple[np.ndarray, np.ndarray] | N
 
     Returns
     -------
-    value, training and images (variances of the value), error (standard), freedom (Satterthwaite), seeds. With one seed
+    value, training and images (variances of the value), error (standard), freedom (by Cochran), seeds. With one seed
     training is 0: the error is that of these trained models. One image says nothing of others: its error is infinite.
     """
     numbers, names = frame.to_numpy(float), frame.columns
@@ -98,8 +98,9 @@ def uncertainty(frame: pd.DataFrame, training: tuple[np.ndarray, np.ndarray] | N
         few = np.inf if without.shape[1] else 0.0  # a printed number has no images at all
         of_images = np.where(blocks > 1, (blocks - 1) / blocks * _squares(without), few)
         total = of_training + of_images
-        parts = of_training**2 / np.maximum(freedom, 1) + of_images**2 / np.maximum(blocks - 1, 1)
-        student = np.where((parts > 0) & np.isfinite(parts), total**2 / parts, np.inf)
+        quantiles = (stdtrit(np.maximum(each, 1), 0.975) for each in (freedom, blocks - 1))
+        reach = sum(part * q for part, q in zip((of_training, of_images), quantiles, strict=True)) / total
+        student = np.where((total > 0) & np.isfinite(reach), stdtridf(0.975, reach), np.inf)
     values = {"value": frame.value, "training": of_training, "images": of_images, "error": np.sqrt(total)}
     return pd.DataFrame({**values, "freedom": np.maximum(student, 1), "seeds": seeds}, frame.index)
 
