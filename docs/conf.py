@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import sys
 from itertools import pairwise
+from operator import methodcaller
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -33,6 +35,7 @@ nb_execution_mode = "off"  # the notebooks as they are committed
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+myst_heading_slug_func = methodcaller("replace", " ", "-")  # as in JupyterLab and on the page of results
 copybutton_prompt_text = "$ "
 
 default_role = "code"  # `name` in docstrings
@@ -69,12 +72,13 @@ def folders(app, name, content):
             content[0] = content[0].replace(found[0], found.expand(to))
 
 
-def first(app, error):
-    """The site begins at its contents."""
+def last(app, error):
+    """The results lie beside the notebooks that link to their figures, and the site begins at its contents."""
+    shutil.copytree(Path(app.srcdir, "results"), Path(app.outdir, "results"), dirs_exist_ok=True)
     Path(app.outdir, "index.html").write_text('<meta http-equiv="refresh" content="0; url=docs/index.html">')
 
 
 def setup(app):
     app.connect("autodoc-process-docstring", plain)
     app.connect("source-read", folders)
-    app.connect("build-finished", first)
+    app.connect("build-finished", last)

@@ -111,7 +111,8 @@ def _sheet(path: Path, name: str, root: Path, table) -> str:
 
     from mtrlib import data, figures
 
-    rows, defined, table = {}, data.tasks(name, root), table[table["read"] > 0]
+    rows: dict = {}
+    defined, table = data.tasks(name, root), table[table["read"] > 0]
     for split, of_split in table[table.task.isin([*defined])].groupby("split", sort=False):
         for letter in of_split.task:  # each by itself: a frame may lack others
             with warnings.catch_warnings(action="ignore"), suppress(ValueError):  # of frames left out, and of all
@@ -122,8 +123,8 @@ def _sheet(path: Path, name: str, root: Path, table) -> str:
     if not rows:
         return f"{path} is not drawn: none of the first frames can be read."
     shown = [letter for letter in defined if any(letter in row for row in rows.values())]
-    nothing = torch.full((3, 128, 128), torch.nan)
-    nothing = {x: nothing[0] if defined[x].kind == "classes" else nothing[: defined[x].channels] for x in shown}
+    empty = torch.full((3, 128, 128), torch.nan)
+    nothing = {x: empty[0] if defined[x].kind == "classes" else empty[: defined[x].channels] for x in shown}
     rows = {
         f"{split} {number}\n{frame[-20:]}": {x: pictures.get(x, nothing.get(x)) for x in ["image", *shown]}
         for number, ((split, frame), pictures) in enumerate(rows.items(), 1)

@@ -2,12 +2,17 @@
 
 import importlib.util
 import json
+import os
+import shutil
+import subprocess
 
 import matplotlib
 import numpy as np
 import pandas as pd
 
 from mtrlib import machine
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def script(name: str):
@@ -45,3 +50,16 @@ def errors_of(factors: dict[tuple[str, str], float], images: int = 40, panel: st
             keys = {"panel": panel, "setting": "linf", "attacked": attacked, "main": main, "auxiliary": auxiliary}
             frames.append(pd.DataFrame({**rows, **keys, "seed": 0, "image_id": range(images)}))
     return pd.concat(frames, ignore_index=True)
+
+
+def no_chromium() -> bool:
+    """Whether there is no browser, and the environment does not ask for one."""
+    return CHROMIUM is None and os.environ.get("MTRLIB_CHROMIUM") != "required"
+
+
+def opened(page) -> tuple[str, list[str]]:
+    """The document as a browser has it, and what its console says."""
+    assert CHROMIUM, "MTRLIB_CHROMIUM=required, and there is no chromium"
+    options = "--headless --no-sandbox --disable-gpu --disable-background-networking --enable-logging=stderr --dump-dom"
+    done = subprocess.run([CHROMIUM, *options.split(), page.as_uri()], capture_output=True, text=True, timeout=120)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

@@ -2,14 +2,12 @@
 
 import html
 import json
-import os
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import matplotlib.pyplot as plt
 import nbformat
+import oracles
 import pandas as pd
 import pytest
 
@@ -18,8 +16,6 @@ from mtrlib.batch import report
 from mtrlib.claims import judging, published
 from mtrlib.metrics import tables
 from mtrlib.studies import results
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class Links(HTMLParser):
@@ -193,24 +189,16 @@ def test_a_folder_without_results_is_refused(tmp_path):
         report.write(tmp_path)
 
 
-@pytest.mark.skipif(CHROMIUM is None and os.environ.get("MTRLIB_CHROMIUM") != "required", reason="no chromium")
+@pytest.mark.skipif(oracles.no_chromium(), reason="no chromium")
 def test_a_browser_opens_it_without_complaint(folder):
     """The control, a page with an image that is not there, shows that a complaint would be seen."""
-    assert CHROMIUM, "MTRLIB_CHROMIUM=required, and there is no chromium"
     page = folder / "index.html"
     broken = folder / "broken.html"
     broken.write_text("<img src='missing.png'><script>undefined_function()</script>")
-    assert "<h2" in _opened(page)[0]
-    assert not _opened(page)[1]
-    assert _opened(broken)[1]
-    assert not _opened(machine.root() / "results" / "laptop" / "index.html")[1]
-
-
-def _opened(page) -> tuple[str, list[str]]:
-    """The document as the browser has it, and what its console says."""
-    options = "--headless --no-sandbox --disable-gpu --disable-background-networking --enable-logging=stderr --dump-dom"
-    done = subprocess.run([CHROMIUM, *options.split(), page.as_uri()], capture_output=True, text=True, timeout=120)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert "<h2" in oracles.opened(page)[0]
+    assert not oracles.opened(page)[1]
+    assert oracles.opened(broken)[1]
+    assert not oracles.opened(machine.root() / "results" / "laptop" / "index.html")[1]
 
 
 def test_figures_are_written_as_the_same_bytes_again(tmp_path):
