@@ -22,7 +22,8 @@ AXES = {
 
 @styled()
 def findings(table: pd.DataFrame) -> Figure:
-    """Every finding that decides a claim, one line each: estimate and interval against what is asked (the shaded side).
+    """Every finding that decides a claim: its name, below it estimate and interval against what is asked (the shaded
+    side). It is as narrow as a phone can show.
 
     Shares, ratios (on a logarithmic axis from a tenth to ten) and other numbers (from -1 to 2) have an axis each. The
     colour and the mark are the verdict's. `table` is as `claims.findings` gives it.
@@ -31,23 +32,24 @@ def findings(table: pd.DataFrame) -> Figure:
     share, times = rows.asked.str.contains("%") | rows.asked.isin(list(SHARES)), rows.asked.str.endswith("times")
     kinds = np.select([share, times], ["share", "times"], "number")
     parts = {kind: rows[kinds == kind] for kind in AXES if (kinds == kind).any()}
-    ratios = [len(part) + 1 for part in parts.values()] or [1]
-    size = (11, 0.34 * len(rows) + 0.9 * len(ratios) + 0.5)
+    labels = {kind: [fill(f"{r.number}  {r.where}", 82) for r in part.itertuples()] for kind, part in parts.items()}
+    # Where each line ends, in half inches from the top of its axis: a second line of a label takes its room.
+    ends = {kind: np.cumsum([1 + 0.35 * label.count("\n") for label in of_kind]) for kind, of_kind in labels.items()}
+    ratios = [at[-1] + 1 for at in ends.values()] or [1]
+    size = (6.2, 0.5 * sum(ratios) + 0.4 * len(ratios) + 0.6)
     figure, axes = plt.subplots(len(ratios), figsize=size, squeeze=False, height_ratios=ratios)
     for axis, (kind, part) in zip(axes[:, 0], parts.items(), strict=False):
         low, high, name, ticks = AXES[kind]
         edges = (-0.02, 1.02) if kind == "share" else (low, high)
-        for place, row in enumerate(part.itertuples()):
+        for place, row, label in zip(ends[kind], part.itertuples(), labels[kind], strict=True):
             colour, marker = LOOKS[row.verdict]
             left, right = _asked(row.asked, low, high)
-            axis.barh(place, right - left, left=left, height=0.8, color="0.9", zorder=1)
-            ends = np.clip(np.nan_to_num([row.low, row.high], nan=low, posinf=high, neginf=low), *edges)
-            axis.plot(ends, [place, place], color=colour, linewidth=2.5, solid_capstyle="butt", zorder=3)
+            axis.barh(place, right - left, left=left, height=0.45, color="0.88", zorder=1)
+            bar = np.clip(np.nan_to_num([row.low, row.high], nan=low, posinf=high, neginf=low), *edges)
+            axis.plot(bar, [place, place], color=colour, linewidth=2.5, solid_capstyle="butt", zorder=3)
             axis.plot(np.clip(row.estimate, low, high), place, marker, color=colour, ms=8, mec="white", zorder=4)
-        labels = [fill(f"{row.number}  {row.where}", 80) for row in part.itertuples()]
-        axis.set_yticks(range(len(part)), labels, fontsize=9)
-        axis.set(xlim=edges, ylim=(len(part) - 0.5, -0.5))
-        axis.grid(axis="y", visible=False)
+            axis.annotate(label, (0, place - 0.25), (0, 1), ("axes fraction", "data"), "offset points", fontsize=10)
+        axis.set(xlim=edges, ylim=(ends[kind][-1] + 0.4, 0), yticks=[])
         axis.set_xlabel(name)
         if kind == "times":
             axis.set_xscale("log")
@@ -56,7 +58,7 @@ def findings(table: pd.DataFrame) -> Figure:
     line = {"linestyle": "-", "linewidth": 2.5}
     handles = [mark(verdict, color=colour, marker=marker, **line) for verdict, (colour, marker) in LOOKS.items()]
     handles.append(plt.Rectangle((0, 0), 1, 1, color="0.9", label="what the claim asks"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=4)
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=10, columnspacing=1.2)
     return figure
 
 
