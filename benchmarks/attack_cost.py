@@ -124,6 +124,10 @@ def passes(name: str) -> tuple[int, int]:
     """Gradients and forward passes without one that an attack of STEPS steps cannot do without."""
     if name == "ensemble":
         return 5 * STEPS, 5 * 2  # of five attacks, each of whose results is scored once more
+    if name == "sea":  # five runs of three stages and Square, each with the image and scored once more; the image twice
+        return 5 * STEPS, 5 * (3 + 2) + (2 * STEPS + 1 + 2) + 2
+    if name == "min_max":  # also the image
+        return STEPS, 1 + 1
     return {"fgsm": (1, 1), "square": (0, STEPS + 1)}.get(name, (STEPS, 1))
 
 

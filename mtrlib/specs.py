@@ -55,7 +55,7 @@ class Spec(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=Fa
 
 
 class DataSpec(Spec):
-    """A data set, as `data.load` takes it; `digest`, of a "folder", is that of its description (`data.digest`)."""
+    """A data set, as `data.load` takes it; `digest` is that of its description, if it has one (`data.digest`)."""
 
     name: Literal[data.NAMES] = "rooms"  # type: ignore[valid-type]
     root: Place | None = None
@@ -66,8 +66,8 @@ class DataSpec(Spec):
 
     @model_validator(mode="after")
     def _described(self) -> Self:
-        if self.name == "folder" and self.digest is None:
-            raise ValueError('digest should be that of the description, data.digest("folder", root). Found None.')
+        if self.name in data.DESCRIBED and self.digest is None:
+            raise ValueError(f'digest should be that of the description, data.digest("{self.name}", root). Found None.')
         return self
 
     @property
@@ -132,12 +132,12 @@ class AttackSpec(Spec):
 
     name: Literal[tuple(attacks.NAMED)] = "pgd"  # type: ignore[valid-type]
     tasks: Tasks  # letters of the attacked tasks: the adversary maximises the sum of their losses
-    norm: Literal["linf", "l2"] = "linf"
-    # Budget and step in 255ths of the image range; an l2 budget is the length of the whole perturbation of one image.
-    # fgsm, apgd and square have no use for the step.
+    norm: Literal[attacks.BALLS] = "linf"
+    # Budget and step in 255ths of the image range; an l2 or l1 budget is the length of the whole perturbation of one
+    # image. fgsm, apgd, square and sea have no use for the step.
     eps_255: float = Field(default=8.0, ge=0)
     step_size_255: float = Field(default=2.0, ge=0)
-    steps: int = Field(default=25, ge=0)  # of square its queries
+    steps: int = Field(default=25, ge=0)  # of square its queries, of ensemble and sea of each of their attacks
     restarts: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0)  # of the random start
     images: int = Field(default=256, ge=1)  # test images, the first ones

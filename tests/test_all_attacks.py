@@ -19,14 +19,17 @@ ATTACKS = {
     "mim": attacks.mim,
     "pgd": attacks.pgd,
     "apgd": attacks.apgd,
+    "apgd in stages": partial(attacks.apgd, stages=attacks.SHRINKING),
     "wgd": attacks.wgd,
     "wgd inverse": partial(attacks.wgd, rate="inverse"),
     "wgd on apgd": partial(attacks.apgd, weigh=attacks.task_attack_rates),
     "dgba": attacks.dgba,
     "square": attacks.square,
+    "sea": partial(attacks.sea, queries=20),
     "ensemble": partial(attacks.ensemble, attacks=(attacks.mim, attacks.apgd)),
 }
 every = pytest.mark.parametrize("name", ATTACKS)
+every_norm = pytest.mark.parametrize("norm", attacks.BALLS)
 both_norms = pytest.mark.parametrize("norm", attacks.NORMS)
 
 
@@ -53,14 +56,14 @@ def run(name, losses, images, *, eps=EPS, steps=8, norm="linf", seed=0, **more):
     return ATTACKS[name](losses, images, **keywords, **more)
 
 
-def lengths(change: torch.Tensor) -> torch.Tensor:
-    return change.double().flatten(1).norm(dim=1)
+def lengths(change: torch.Tensor, norm: str = "l2") -> torch.Tensor:
+    return change.double().flatten(1).norm(dim=1, p={"linf": math.inf, "l2": 2, "l1": 1}[norm])
 
 
 @every
 @settings(max_examples=25, deadline=None)
 @given(
-    norm=st.sampled_from(attacks.NORMS),
+    norm=st.sampled_from(attacks.BALLS),
     eps=st.floats(1e-4, 2.0),
     relative_step=st.floats(0.01, 3.0),
     steps=st.integers(0, 4),
@@ -76,12 +79,11 @@ def test_budget_and_range_hold_exactly(name, norm, eps, relative_step, steps, ra
     assert found.shape == images.shape
     assert found.min() >= 0
     assert found.max() <= 1
-    change = found.double() - images.double()
-    assert (change.abs().max().item() if norm == "linf" else lengths(change).max().item()) <= eps
+    assert lengths(found.double() - images.double(), norm).max().item() <= eps
 
 
 @every
-@both_norms
+@every_norm
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_budget_returns_the_images_and_dtypes_are_kept(name, norm, dtype):
     images = grey().to(dtype)
@@ -90,7 +92,7 @@ def test_no_budget_returns_the_images_and_dtypes_are_kept(name, norm, dtype):
 
 
 @every
-@both_norms
+@every_norm
 def test_an_image_does_not_depend_on_its_batch(name, norm):
     images = grey(4)
     images[3] *= 0.1  # another scale of gradient than its neighbours
@@ -101,7 +103,7 @@ def test_an_image_does_not_depend_on_its_batch(name, norm):
 
 
 @every
-@both_norms
+@every_norm
 def test_an_image_depends_on_nothing_in_its_batch_where_its_losses_do_not(name, norm):
     """Bit by bit, with losses that are computed for each image on its own."""
 
@@ -114,7 +116,7 @@ def test_an_image_depends_on_nothing_in_its_batch_where_its_losses_do_not(name, 
     assert torch.equal(together, alone)
 
 
-@pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"ensemble"}))
+@pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"ensemble", "sea"}))
 def test_through_convolutions_the_batch_changes_rounding_only(name):
     """Which can turn a sign: in float64 it turns none here, in float32 the losses reached agree within .2 %."""
     images = torch.rand(5, 3, 16, 16, generator=seeded())
@@ -137,14 +139,14 @@ def test_through_convolutions_the_batch_changes_rounding_only(name):
 
 
 @every
-@both_norms
+@every_norm
 def test_more_restarts_are_never_weaker(name, norm):
     """For no image: the first run is the same, however many follow it."""
 
     def wavy(points):
         return curved(points) + torch.sin(150 * points).mean(dim=(1, 2, 3))
 
-    images, generators = grey(30), [seeded() for _ in range(3)]
+    images, generators = grey(30).double(), [seeded() for _ in range(3)]  # rounding may cost a part of a budget in l1
     keywords = {"eps": EPS, "step_size": EPS / 4, "steps": 3, "norm": norm}
     found = [
         wavy(ATTACKS[name](wavy, images, restarts=restarts, generator=generator, **keywords)).sum(dim=0)
@@ -152,7 +154,7 @@ def test_more_restarts_are_never_weaker(name, norm):
     ]
     assert (found[1] >= found[0] - 1e-6).all()
     assert (found[2] >= found[1] - 1e-6).all()
-    if norm == "linf":  # in a ball of l2 of this size no start is better than another by much
+    if norm == "linf":  # in a ball of l2 or l1 of this size no start is better than another by much
         assert (found[2] > found[0]).any()
 
 
@@ -171,7 +173,7 @@ def test_the_ensemble_is_never_weaker_than_its_attacks_from_the_same_generator_a
 
 
 @every
-@both_norms
+@every_norm
 def test_a_larger_budget_is_never_weaker_on_a_concave_loss(name, norm):
     """-|x - 2|^2, with its top outside of all balls."""
     images = grey()
@@ -194,7 +196,7 @@ def test_more_steps_are_never_weaker(name, norm):
         assert (more >= fewer - 1e-5).all()
 
 
-@pytest.mark.parametrize("name", ["apgd", "wgd on apgd", "square"])
+@pytest.mark.parametrize("name", ["apgd", "apgd in stages", "wgd on apgd", "square"])
 @both_norms
 def test_attacks_that_plan_for_all_steps_gain_from_many_more(name, norm):
     images = grey(8)
@@ -361,7 +363,7 @@ def test_square_finds_the_optimum_of_a_linear_loss():
 
 @every
 @pytest.mark.parametrize(
-    ("keyword", "value"), [("eps", -0.1), ("norm", "l1"), ("restarts", 0), ("eps", math.inf), ("eps", math.nan)]
+    ("keyword", "value"), [("eps", -0.1), ("norm", "l0"), ("restarts", 0), ("eps", math.inf), ("eps", math.nan)]
 )
 def test_bad_parameters_are_refused(name, keyword, value):
     keywords = {"eps": EPS, "step_size": EPS, "steps": 2, keyword: value}
@@ -455,6 +457,31 @@ def test_dgba_climbs_the_sum_of_logarithms():
     torch.testing.assert_close(rows[1], curved(by_hand), rtol=1e-5, atol=0)
 
 
+# Joint losses that each attack reached on `curved`, summed over three images, before attacks were given l1, stages and
+# errors to choose by: with default arguments they stay what they are. eps 8/255 (linf) and .5 (l2), 12 steps.
+BEFORE = {
+    "fgsm": (3.507468, 3.638577),
+    "bim": (3.507468, 3.650744),
+    "mim": (3.507468, 3.649089),
+    "pgd": (3.506509, 3.637924),
+    "apgd": (3.506509, 3.650938),
+    "wgd": (3.506509, 3.637845),
+    "wgd_inverse": (3.506509, 3.637757),
+    "wgd_apgd": (3.506509, 3.650780),
+    "dgba": (3.495328, 3.587561),
+    "square": (2.957302, 2.945980),
+    "ensemble": (3.506509, 3.650938),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_attacks_that_were_there_give_what_they_gave(name):
+    for norm, eps, reached in zip(("linf", "l2"), (EPS, 0.5), BEFORE[name], strict=True):
+        keywords = {"eps": eps, "step_size": eps / 4, "steps": 12, "norm": norm, "restarts": 2}
+        found = attacks.NAMED[name](curved, grey(), generator=seeded(), **keywords)
+        assert curved(found).sum().item() == pytest.approx(reached, abs=2e-6)
+
+
 def classifier(images: torch.Tensor) -> torch.Tensor:
     """(B, 3, 16, 16) -> (B, 10): a network with fixed random weights."""
     g = seeded()
@@ -478,6 +505,9 @@ REFERENCE = {
     ("l2", 1.0, 10): 3.36375,
     ("l2", 1.0, 25): 3.39031,
     ("l2", 1.0, 100): 3.39888,
+    ("l1", 2.0, 25): 1.43990,  # in l1 mean over seeds 0 to 2
+    ("l1", 5.0, 25): 2.07349,
+    ("l1", 5.0, 100): 2.08741,
 }
 
 

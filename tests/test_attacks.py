@@ -215,7 +215,7 @@ def test_only_attacked_decoders_run_and_nothing_is_left_behind():
         ({"eps": float("nan")}, "eps"),
         ({"steps": -1}, "steps"),
         ({"restarts": 0}, "restarts"),
-        ({"norm": "l1"}, "linf, l2"),
+        ({"norm": "l0"}, "linf, l2, l1"),
     ],
 )
 def test_bad_parameters_are_named(change, message):

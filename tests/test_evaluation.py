@@ -73,7 +73,7 @@ def test_attacks_without_a_gradient_say_at_how_many_images(trained):
         images = rooms.images.clone()
         images[:dark] //= 16
         changed = dataclasses.replace(rooms, images=images)
-        for name in ("fgsm", "pgd", "mim", "apgd", "wgd", "dgba", "segpgd", "cospgd"):
+        for name in ("fgsm", "pgd", "mim", "apgd", "wgd", "dgba", "segpgd", "cospgd", "sea", "min_max"):
             attack = ATTACK.model_copy(update={"name": name, "steps": 2, "eps_255": 1.0})
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")

@@ -9,11 +9,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from mtrlib import data
 from mtrlib.__main__ import main
-from mtrlib.data import checks, decoding, derived
+from mtrlib.data import checks, decoding, derived, description
+from mtrlib.specs import DataSpec, ModelSpec
+from mtrlib.store import Store
 
 TEN = derived.LETTERS
 
@@ -221,6 +224,26 @@ def test_a_camera_of_four_numbers_is_that_of_a_matrix(tmp_path):
         (tmp_path / "c.txt").write_text(text)
         with pytest.raises(ValueError, match="c.txt should hold a camera's matrix of 3 x 3 numbers. Found"):
             load(tmp_path, tasks="D")
+
+
+def test_a_layout_is_a_name_of_a_data_set(tmp_path):
+    """As it is `like` it; the camera's file and the lists of times are of its digest, too."""
+    tum(tmp_path)
+    loaded = data.load("tum_rgbd", tasks=TEN, split="train", size=12, root=tmp_path)
+    assert set(description.DESCRIBED) <= set(data.NAMES)
+    digest = data.digest("tum_rgbd", tmp_path)
+    spec = DataSpec(name="tum_rgbd", root=str(tmp_path), digest=digest, size=16)
+    assert "".join(spec.tasks) == TEN == data.letters("tum_rgbd")
+    assert len(Store(tmp_path / "store").data(ModelSpec(data=spec, tasks="dn"), "train")) == 8
+    with pytest.raises(ValidationError, match='data.digest\\("tum_rgbd", root\\). Found None'):
+        DataSpec(name="tum_rgbd", root=str(tmp_path))
+    assert not data.check("tum_rgbd", tmp_path).stops.any()
+    (tmp_path / "rgb.txt").write_text((tmp_path / "rgb.txt").read_text() + "\n")
+    assert data.digest("tum_rgbd", tmp_path) != digest
+    describe(tmp_path, like="tum_rgbd")
+    like = load(tmp_path, tasks=TEN)
+    assert like.ids == loaded.ids
+    assert all(torch.equal(like.targets[letter], loaded.targets[letter]) for letter in TEN)
 
 
 def test_like_seven_scenes(tmp_path):

@@ -27,6 +27,7 @@ def library() -> None:
     losses = attacks.task_losses(model, targets, masks, "s")
     assert_type(attacks.pgd(losses, images, eps=8 / 255, step_size=2 / 255, steps=25), Tensor)
     assert_type(attacks.apgd(losses, images, eps=8 / 255, step_size=0, steps=25), Tensor)
+    assert_type(attacks.NAMED["wgd"](losses, images, eps=8 / 255, step_size=2 / 255, steps=25), Tensor)
     assert_type(TASKS["s"].error(images, targets["s"], masks["s"]), Tensor)
     assert_type(metrics.relative_task_vulnerability(images, images), float)
     assert_type(metrics.relative_task_vulnerability(np.ones(8), np.ones(8)), float)

@@ -12,22 +12,34 @@ has seen, image by image, and leaves models as they were:
 
     fgsm, bim, mim, pgd     along the gradient of the sum
     wgd, dgba               along the gradient of a sum that is weighted anew for each image and step
-    apgd                    with a step size that adapts itself; also over the weights of wgd
+    apgd                    with a step size that adapts itself; also over the weights of wgd, or in shrinking balls
     square                  without gradients
-    ensemble                the worst case of several
+    ensemble                the worst case of several, by loss or by reported error
+    sea                     the worst case by reported error of apgd on several losses and of square
+    min_max                 the task that is hurt least leads
+    stealthy                the first task is raised, the others are kept
+
+`task_losses` makes the losses from a model and a batch, `variant` others of the same; with `towards` an attack aims at
+maps that the adversary wants. For the mean IoU of a whole set `lowest_miou` chooses among the results of `runs`.
 """
 
+from collections.abc import Callable
 from functools import partial
 
-from mtrlib.attacks.apgd import apgd
+from torch import Tensor
+
+from mtrlib.attacks.apgd import SHRINKING, apgd
 from mtrlib.attacks.balanced import dgba, task_attack_rates, wgd
-from mtrlib.attacks.ball import NORMS
+from mtrlib.attacks.ball import BALLS, NORMS
 from mtrlib.attacks.ensemble import ensemble
 from mtrlib.attacks.gradient import bim, fgsm, mim, pgd
-from mtrlib.attacks.losses import DENSE, Losses, recorded, task_losses
+from mtrlib.attacks.losses import DENSE, Losses, recorded, task_losses, variant
+from mtrlib.attacks.sea import lowest_miou, overlaps, relative_errors, runs, sea
+from mtrlib.attacks.selective import min_max, stealthy, towards
 from mtrlib.attacks.square import square
 
 # By the name that a parameters file gives. SegPGD and CosPGD are PGD on losses of their own, see `task_losses`.
-NAMED = {"fgsm": fgsm, "bim": bim, "mim": mim, "pgd": pgd, "apgd": apgd, "wgd": wgd}
+NAMED: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "bim": bim, "mim": mim, "pgd": pgd, "apgd": apgd, "wgd": wgd}
 NAMED |= {"wgd_inverse": partial(wgd, rate="inverse"), "wgd_apgd": partial(apgd, weigh=task_attack_rates)}
 NAMED |= {"dgba": dgba, "segpgd": pgd, "cospgd": pgd, "square": square, "ensemble": ensemble}
+NAMED |= {"sea": sea, "min_max": min_max}

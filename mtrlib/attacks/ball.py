@@ -9,6 +9,7 @@ from torch import Tensor
 from mtrlib.attacks.losses import Losses, refuse_inference
 
 NORMS = ("linf", "l2")
+BALLS = (*NORMS, "l1")
 Weigh = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -24,11 +25,21 @@ class Ball:
     upper: Tensor
 
     def project(self, moved: Tensor) -> Tensor:
-        """The point of the ball for `moved`: in l2 first within eps, then into [0, 1]."""
+        """The point of the ball for `moved`: in l2 first within eps, then into [0, 1]; in l1 the nearest that is in
+        both (Croce and Hein 2021, arXiv 2103.01208, proposition 2.1)."""
+        if self.norm == "l1":
+            change = moved.double() - self.images
+            moved = self.images + _within_l1(change, torch.where(change > 0, 1 - self.images, self.images), self.eps)
         if self.norm == "l2":
             change = wide(moved) - self.images
             moved = self.images + change * (self.eps * (1 - 1e-6) / length(change).clamp(min=1e-30)).clamp(max=1)
         return torch.clamp(moved, self.lower, self.upper).to(self.images.dtype)
+
+    def holds(self, points: Tensor) -> Tensor:
+        """(B,): whether points lie in the ball, but for what rounding added and `inside` takes back."""
+        if self.norm == "linf":
+            return ((points >= self.lower) & (points <= self.upper)).flatten(1).all(dim=1)
+        return (length(points.double() - self.images.double(), self.norm) <= 1.01 * self.eps).flatten()
 
     def starts(self, restarts: int, random_start: bool, generator: torch.Generator | None) -> Iterator[Tensor]:
         """Where the runs of an attack begin; nowhere with a budget of 0."""
@@ -42,6 +53,10 @@ class Ball:
         shape = (1, *self.images.shape[1:])
         if self.norm == "linf":
             noise = torch.rand(shape, generator=generator, device=device) * 2 - 1
+        elif self.norm == "l1":  # n + 1 exponential numbers over their sum: without the last, uniform in the simplex
+            parts = -(1 - torch.rand((self.images[0].numel() + 1,), generator=generator, device=device)).log()
+            signs = torch.randint(2, shape, generator=generator, device=device) * 2 - 1
+            noise = signs * (parts[:-1] / parts.sum()).view(shape)
         else:
             noise = torch.randn(shape, generator=generator, device=device)
             radius = torch.rand((), generator=generator, device=device) ** (1 / noise.numel())
@@ -49,22 +64,37 @@ class Ball:
         return (self.eps * noise).to(self.images)
 
     def inside(self, points: Tensor) -> Tensor:
-        """In l2, take back what rounding added to the length of a perturbation: shrink it and, where that is rounded up
-        again, leave out its largest changes until the rest is inside."""
+        """In l2 and l1, take back what rounding added to the length of a perturbation: shrink it and, where that is
+        rounded up again, leave out its largest changes until the rest is inside."""
         if self.norm == "linf":
             return points
         change = points.double() - self.images.double()
-        size = length(change)
+        size = length(change, self.norm)
         shrunk = (self.images.double() + change * (self.eps * (1 - 1e-4) / size.clamp(min=1e-300))).clamp(0, 1)
         points = torch.where(size > self.eps, shrunk.to(points.dtype), points)
         change = points.double() - self.images.double()
-        good = length(change) <= self.eps
+        good = length(change, self.norm) <= self.eps
         if good.all():
             return points
-        squares, order = change.square().flatten(1).sort(dim=1)
-        fits = squares.cumsum(dim=1) <= self.eps**2 * (1 - 1e-12)
+        power = 1 if self.norm == "l1" else 2
+        parts, order = change.abs().pow(power).flatten(1).sort(dim=1)
+        fits = parts.cumsum(dim=1) <= self.eps**power * (1 - 1e-12)
         fits = torch.zeros_like(fits).scatter(1, order, fits).view_as(points)
         return torch.where(good | fits, points, self.images)
+
+    def step(self, points: Tensor, gradient: Tensor, size: Tensor | float, share: Tensor | float = 0.01) -> Tensor:
+        """The change of length `size` along `direction`. In l1 `share` of the values (one number or (B,); at least one
+        value) change alike, those with the largest derivatives that the range leaves room for a tenth of it."""
+        if self.norm != "l1":
+            return size * direction(gradient, self.norm)
+        gradient = wide(gradient).nan_to_num()
+        number = (torch.as_tensor(share, device=points.device) * gradient[0].numel()).long().clamp(min=1)
+        change = size / per_image(number).to(gradient)
+        room = torch.where(gradient > 0, self.upper - points, points - self.lower)
+        steep = torch.where(room > change / 10, gradient.abs(), 0)
+        least = steep.flatten(1).sort(dim=1, descending=True).values
+        least = per_image(least.gather(1, number.expand(len(least)).unsqueeze(1) - 1))
+        return torch.where((steep >= least) & (steep > 0), gradient.sign() * change, 0)
 
 
 def around(images: Tensor, eps: float, norm: str, *, steps: int, step_size: float = 0.0, restarts: int = 1) -> Ball:
@@ -76,8 +106,8 @@ def around(images: Tensor, eps: float, norm: str, *, steps: int, step_size: floa
         raise ValueError(
             f"Parameter images should lie in [0, 1]. Found values from {images.min().item()} to {images.max().item()}."
         )
-    if norm not in NORMS:
-        raise ValueError(f"Parameter norm should be one of {', '.join(NORMS)}. Found norm = {norm!r}.")
+    if norm not in BALLS:
+        raise ValueError(f"Parameter norm should be one of {', '.join(BALLS)}. Found norm = {norm!r}.")
     for name, value in {"eps": eps, "step_size": step_size, "steps": steps, "restarts": restarts}.items():
         least = 1 if name == "restarts" else 0
         if not least <= value < float("inf"):
@@ -94,6 +124,20 @@ def _box(images: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     lower = torch.where(images.double() - lower.double() > eps, torch.nextafter(lower, images), lower)
     upper = torch.where(upper.double() - images.double() > eps, torch.nextafter(upper, images), upper)
     return lower, upper
+
+
+def _within_l1(change: Tensor, room: Tensor, eps: float) -> Tensor:
+    """sign(u_i) min(max(|u_i| - t, 0), room_i), with the least t >= 0 that leaves at most eps of each image's sum: as t
+    falls the sum grows linearly between |u_i| and |u_i| - room_i, where value i begins and ends to count."""
+    size, room = change.abs().flatten(1), room.double().flatten(1)
+    bends, order = torch.cat([size, size - room], dim=1).sort(dim=1, descending=True)
+    begins = torch.where(order < size.shape[1], 1.0, -1.0).to(size)
+    counting, above = begins.cumsum(dim=1), (begins * bends).cumsum(dim=1)
+    eps = eps * (1 - 1e-6)
+    last = ((above - counting * bends < eps).sum(dim=1, keepdim=True) - 1).clamp(min=0)
+    threshold = (above.gather(1, last) - eps) / counting.gather(1, last).clamp(min=1)
+    threshold = torch.where(torch.minimum(size, room).sum(dim=1, keepdim=True) > eps, threshold.clamp(min=0), 0)
+    return change.sign() * torch.minimum((size - threshold).clamp(min=0), room).view_as(change)
 
 
 def ascent(
@@ -168,8 +212,10 @@ def wide(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def length(values: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, 1, 1, 1): the Euclidean length of each image."""
+def length(values: Tensor, norm: str = "l2") -> Tensor:
+    """(B, 3, H, W) -> (B, 1, 1, 1): the length of each image in l2 or l1."""
+    if norm == "l1":
+        return values.abs().sum(dim=(1, 2, 3), keepdim=True)
     return values.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
 
 

@@ -5,7 +5,7 @@ arXiv 1706.06083, section 2.1), the attack of the paper's RQ1."""
 import torch
 from torch import Tensor
 
-from mtrlib.attacks.ball import Weigh, around, ascent, direction, keep, nothing_yet, of_unit_sum, score
+from mtrlib.attacks.ball import Weigh, around, ascent, keep, nothing_yet, of_unit_sum, score
 from mtrlib.attacks.losses import Losses
 
 
@@ -33,10 +33,12 @@ def pgd(
     losses : (B, 3, H, W) in [0, 1] -> (T, B); the sum over rows is maximised.
     images : (B, 3, H, W), in [0, 1].
     eps : budget in image units: the largest change of a value (linf), the Euclidean length of an image's whole
-        perturbation (l2).
+        perturbation (l2), or the sum of its absolute changes (l1).
     step_size : length of a step in the same unit and norm.
     steps : number of steps; each costs one forward and one backward pass. One forward pass more scores the last.
-    norm : "linf" (steps along the sign of the gradient) or "l2" (along the gradient, normalised for each image).
+    norm : "linf" (steps along the sign of the gradient), "l2" (along the gradient, normalised for each image) or "l1"
+        (each step shared by the hundredth of the values with the largest derivatives, as in SLIDE, Tramer and Boneh
+        2019, arXiv 1904.13000, among those that the range leaves room).
     restarts : number of runs, each from a start of its own.
     random_start : start from a random point of the ball; else the first run starts from the image itself.
     generator : of the random starts. One a restart serves every image: it has the same start in whatever batch it
@@ -61,7 +63,7 @@ def pgd(
             best = keep(*best, current, rows.sum(dim=0))
             if decay is not None:
                 velocity = gradient = decay * velocity + of_unit_sum(gradient)
-            current = ball.project(current + step_size * direction(gradient, norm))
+            current = ball.project(current + ball.step(current, gradient, step_size))
         best = keep(*best, current, score(losses, current))
     return ball.inside(best[0])
 

@@ -2,11 +2,12 @@
 shrinking size. It sees losses only, no gradients: where it finds more than gradient attacks do, gradients mislead."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mtrlib.attacks.ball import around, direction, keep, nothing_yet, score, wide
+from mtrlib.attacks.ball import around, direction, keep, length, nothing_yet, score, wide
 from mtrlib.attacks.losses import Losses
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: where p is halved
@@ -27,7 +28,7 @@ def square(
 ) -> Tensor:
     """Random search in squares: a change is kept where it raises the joint loss of the image. Squares and their signs
     are drawn once for all images, so an image's result does not depend on its batch. Every run starts from random
-    stripes (linf) or windows (l2).
+    stripes (linf) or windows (l2, l1).
 
     Parameters
     ----------
@@ -38,7 +39,7 @@ def square(
     ball = around(images, eps, norm, steps=steps, restarts=restarts)
     if not 0 < p <= 1:
         raise ValueError(f"Parameter p should be above 0 and at most 1. Found p = {p!r}.")
-    start, changed = (_stripes, _recoloured) if norm == "linf" else (_windows, _mass_moved)
+    start, changed = (_stripes, _recoloured) if norm == "linf" else (partial(f, norm) for f in (_windows, _mass_moved))
     best = nothing_yet(ball.images)
     for _ in range(restarts if eps else 0):
         draw = _Draws(ball.images, generator)
@@ -95,35 +96,41 @@ def _recoloured(change: Tensor, eps: float, side: int, draw: _Draws) -> Tensor:
     return change
 
 
-def _windows(images: Tensor, eps: float, draw: _Draws) -> Tensor:
-    """l2: a grid of five by five windows of `_bump`, of random signs, with the length eps in all."""
+def _windows(norm: str, images: Tensor, eps: float, draw: _Draws) -> Tensor:
+    """l2, l1: a grid of five by five windows of `_bump`, of random signs, with the length eps in all."""
     change = torch.zeros_like(wide(images[:1]))
     side = max(min(images.shape[2:]) // 5, 1)
     top, left = ((n - n // side * side) // 2 for n in images.shape[2:])
     for row in range(top, images.shape[2] - side + 1, side):
         for column in range(left, images.shape[3] - side + 1, side):
             change[:, :, row : row + side, column : column + side] = draw.bump(side)
-    return eps * direction(change, "l2")
+    change = direction(change, "l2")
+    return eps * (change if norm == "l2" else change / length(change, norm).clamp(min=1e-12))
 
 
-def _mass_moved(change: Tensor, eps: float, side: int, draw: _Draws) -> Tensor:
-    """l2: one window gets a bump, with the mass that it and a second window had, which is emptied, and what is left of
-    the budget."""
+def _mass_moved(norm: str, change: Tensor, eps: float, side: int, draw: _Draws) -> Tensor:
+    """l2, l1: one window gets a bump, with the mass (the sum of squares, or of absolute values) that it and a second
+    window had, which is emptied, and what is left of the budget."""
+    power = 2 if norm == "l2" else 1
+
+    def mass_of(values: Tensor) -> Tensor:
+        return values.square() if power == 2 else values.abs()
+
     change = wide(change)
     side = min(max(side, 3) | 1, *change.shape[2:])  # odd, if the image has room
     (rows, columns), (other_rows, other_columns) = draw.place(side), draw.place(side)
-    unused = (eps**2 - change.square().sum(dim=(1, 2, 3), keepdim=True)).clamp(min=0)
+    unused = (eps**power - mass_of(change).sum(dim=(1, 2, 3), keepdim=True)).clamp(min=0)
     mask = torch.zeros_like(change[:1])
     mask[:, :, rows, columns] = 1
     mask[:, :, other_rows, other_columns] = 1
-    mass = (change.square() * mask).sum(dim=(2, 3), keepdim=True) + unused / change.shape[1]
+    mass = (mass_of(change) * mask).sum(dim=(2, 3), keepdim=True) + unused / change.shape[1]
     window = change[:, :, rows, columns]
-    old = window / window.square().sum(dim=(2, 3), keepdim=True).sqrt().clamp(min=1e-12)
+    old = window / mass_of(window).sum(dim=(2, 3), keepdim=True).pow(1 / power).clamp(min=1e-12)
     new = draw.bump(side) + old
-    new = new / new.square().sum(dim=(2, 3), keepdim=True).sqrt().clamp(min=1e-12)
+    new = new / mass_of(new).sum(dim=(2, 3), keepdim=True).pow(1 / power).clamp(min=1e-12)
     change = change.clone()
     change[:, :, other_rows, other_columns] = 0
-    change[:, :, rows, columns] = new * mass.sqrt()
+    change[:, :, rows, columns] = new * mass.pow(1 / power)
     return change
 
 

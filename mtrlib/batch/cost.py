@@ -131,7 +131,8 @@ def operations(spec: ModelSpec, definitions: dict[str, Task] | None = None) -> i
 def _passes(attack: AttackSpec) -> int:
     """Forward passes that an attack on one image is worth, and the two that measure it."""
     steps = 1 if attack.name == "fgsm" else attack.steps
-    return attack.restarts * steps * (1 if attack.name == "square" else 2) + 2
+    a_step = {"square": 1, "ensemble": 5 * 2, "sea": 5 * 2 + 2}.get(attack.name, 2)  # of each of their attacks
+    return attack.restarts * steps * a_step + 2
 
 
 def _records(

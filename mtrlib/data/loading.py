@@ -16,7 +16,7 @@ from mtrlib.data.decoding import Source
 from mtrlib.dataset import SPLITS, Dataset, papers
 from mtrlib.tasks import Task, parse
 
-NAMES = ("rooms", "taskonomy", "nyuv2", "cityscapes", "folder")
+NAMES = ("rooms", "taskonomy", "nyuv2", "cityscapes", *description.DESCRIBED)
 
 
 def load(
@@ -72,15 +72,6 @@ def letters(name: str, root: str | Path | None = None) -> str:
     return "".join(tasks(name, root))
 
 
-def digest(name: str, root: str | Path | None = None) -> str | None:
-    """`description.digest` of a "folder" data set; None for all others, which have no description."""
-    if name != "folder" or root is None:
-        return None
-    splits = description.read(root := _folder(root)).splits
-    lists = [value for value in (splits.train, splits.test) if isinstance(value, str) and value.endswith(".txt")]
-    return description.digest(description.text(root / file) for file in (description.FILE, *lists))
-
-
 def positive(**parameters: int) -> None:
     """ValueError for the first parameter that is no whole number above 0."""
     for name, value in parameters.items():
@@ -112,7 +103,7 @@ def _reader(name: str, root: Path | None) -> tuple[dict[str, Task], Callable[...
         return cityscapes.description(root).definitions, cityscapes.source
     if name == "folder" and root is None:
         raise ValueError("Parameter root should be the folder of the data. Found root = None.")
-    what = description.read(root) if name == "folder" else description.shipped(name)["arrays"]
+    what = description.of(name, root)
     return what.definitions, partial(folder.source, what)
 
 
