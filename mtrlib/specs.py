@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from mtrlib import attacks, data, machine
-from mtrlib.models import encoders
+from mtrlib.models import architectures, encoders
 from mtrlib.tasks import Task, parse
 
 # Part of every key. To be raised when a field of a specification comes to mean something else; what the code makes of a
@@ -95,6 +95,49 @@ class Training(Spec):
     schedule: Literal["cosine", "step"] = "cosine"
 
 
+class Adversarial(Spec):
+    """Adversarial training: on what perturbed images each step learns (`training.adversarial`)."""
+
+    # pgd_at (Madry et al. 2018), trades (Zhang et al. 2019), fast (Wong et al. 2020), half clean and half perturbed,
+    # gat (Ghamizi et al. 2023): the attack is on the main task alone, the encoder's gradients are balanced.
+    recipe: Literal["pgd_at", "trades", "fast", "half", "gat"] = "pgd_at"
+    tasks: Tasks | None = None  # attacked in training; None: all of the model's, of gat the main one
+    # On the sum of their losses, balanced, or on the one hurt least.
+    attack: Literal["pgd", "dgba", "min_max"] = "pgd"
+    norm: Literal[attacks.BALLS] = "linf"
+    eps_255: float = Field(default=4.0, ge=0)  # as in AttackSpec
+    steps: int = Field(default_factory=lambda given: 1 if given.get("recipe") == "fast" else 5, ge=1)
+    step_size_255: float = Field(
+        default_factory=lambda given: 1.25 * given.get("eps_255", 0) if given.get("recipe") == "fast" else 1.0, ge=0
+    )
+    # The share of a loss that is taken on perturbed images, in [0, 1]; of trades the weight of the distance between
+    # outputs of clean and perturbed images.
+    beta: float = Field(default_factory=lambda given: _BETA.get(given.get("recipe"), 1.0), ge=0)
+    curriculum: bool = False  # eps and step grow in proportion from 0 over the first two thirds of the epochs
+    # Of gat: the auxiliary losses on clean images (its code), or on clean and perturbed ones (its figure); a further
+    # loss, the curvature measure of the tasks' input gradients; a head more in training, which no result has.
+    auxiliary: Literal["clean", "both"] = "clean"
+    curvature: bool = False
+    self_supervised: Literal["", "rotation", "jigsaw"] = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.recipe == "fast" and (self.steps, self.attack) != (1, "pgd"):
+            raise ValueError(f"fast takes one step of pgd. Found steps = {self.steps}, attack = {self.attack!r}.")
+        if self.recipe in ("pgd_at", "fast") and self.beta != 1:
+            raise ValueError(f"beta should be 1 for {self.recipe}: half has a share. Found {self.beta}.")
+        if self.recipe in ("half", "gat") and self.beta > 1:
+            raise ValueError(f"beta should be a share in [0, 1] for {self.recipe}. Found {self.beta}.")
+        if self.recipe != "gat" and (self.auxiliary != "clean" or self.curvature or self.self_supervised):
+            raise ValueError(
+                f"auxiliary, curvature, self_supervised are for gat alone. Found recipe = {self.recipe!r}."
+            )
+        return self
+
+
+_BETA = {"trades": 6.0, "half": 0.5, "gat": 0.5}
+
+
 class ModelSpec(Training):
     """A model and its training; its weights are kept after `checkpoints`, one and two thirds of the epochs and all."""
 
@@ -107,6 +150,11 @@ class ModelSpec(Training):
     seed: int = Field(default=0, ge=0)  # of the first weights and the order of the images
     # Of convolutions in training and under attack; weights, losses and errors are always float32.
     precision: Literal["float32", "bfloat16"] = "float32"
+    # How tasks share; no part of the content while it is hard.
+    architecture: Literal[architectures.ARCHITECTURES] = Field(  # type: ignore[valid-type]
+        default="hard", exclude_if=lambda value: value == "hard"
+    )
+    adversarial: Adversarial | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -120,7 +168,37 @@ class ModelSpec(Training):
             raise ValueError(f"pretrained should be false for {self.encoder}: only timm/<name> has trained weights")
         if ":" in self.weights and self.weights.count(":") != len(self.tasks) - 1:
             raise ValueError(f"weights should have one number a task of {self.tasks!r}. Found {self.weights!r}.")
+        architectures.known(self.architecture, self.tasks)
+        if self.architecture != "hard" and self.weights not in FIXED and ":" not in self.weights:
+            fixed = f"fixed ones, such as uniform, for {self.architecture}: others weigh gradients of one shared map"
+            raise ValueError(f"weights should be {fixed}. Found {self.weights!r}.")
+        if self.adversarial is not None:
+            if self.architecture != "hard":
+                raise ValueError(f"adversarial should be none for {self.architecture}: only hard is trained so.")
+            self._trained_robustly(self.adversarial)
         return self
+
+    def _trained_robustly(self, how: Adversarial) -> None:
+        main, gat = self.tasks[0], how.recipe == "gat"
+        if gat and (how.tasks or main) != main:
+            raise ValueError(f"tasks of gat should be the main one, {main!r}. Found {how.tasks!r}.")
+        if set(how.tasks or "") - set(self.tasks):
+            raise ValueError(f"tasks attacked in training should be out of {self.tasks!r}. Found {how.tasks!r}.")
+        if gat and self.weights not in AGGREGATORS:
+            raise ValueError(
+                f"weights of gat should be MGDA, or one of {', '.join(AGGREGATORS)}. Found {self.weights!r}."
+            )
+        if how.recipe in ("trades", "half") and self.weights in ("gradnorm", *AGGREGATORS):
+            raise ValueError(f"weights of {how.recipe} should be fixed ones, such as uniform. Found {self.weights!r}.")
+        if how.curvature and len(self.tasks) == 1 and not how.self_supervised:
+            raise ValueError("curvature should have an auxiliary task beside the main one. Found none.")
+
+    @property
+    def starts(self) -> list[Self]:
+        """The single-task models that it starts from, trained as long: of cross_stitch and nddr."""
+        alone = {"architecture": "hard", "weights": "uniform"}
+        letters = self.tasks if self.architecture in architectures.SOFT else ""
+        return [self.model_copy(update={"tasks": letter, **alone}) for letter in letters]
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
@@ -145,7 +223,7 @@ class AttackSpec(Spec):
 
 class Evaluation(Spec):
     """One attack on one model, after `epoch` of its training (the last unless given); with a `source`, made on that
-    trained model."""
+    trained model, which has the attacked tasks; the other need not."""
 
     model: ModelSpec
     attack: AttackSpec
@@ -157,7 +235,7 @@ class Evaluation(Spec):
         attacked = set(self.attack.tasks)
         if self.source is not None and (attacked - set(self.source.tasks) or self.source.data != self.model.data):
             raise ValueError(f"the source should have the attacked tasks, {self.attack.tasks!r}, and the same data")
-        if attacked - set(self.model.tasks):
+        if self.source is None and attacked - set(self.model.tasks):
             allowed = f"out of the model's, {self.model.tasks!r}"
             raise ValueError(f"attacked tasks should be {allowed}. Found {self.attack.tasks!r}.")
         if self.epoch not in self.model.checkpoints:

@@ -51,7 +51,7 @@ def test_the_columns_are_those_of_the_contract():
     assert set(found.number) == {"1.2", "1.3"}, "claims whose panels the table lacks are left out"
     assert set(found.verdict) <= {"agrees", "disagrees", "open"}
     assert claims.findings("rq1_auxiliary_tasks", table(alike)).equals(found)
-    with pytest.raises(ValueError, match="rq1, rq2, rq3, rq4. Found notebook = 'rq9'"):
+    with pytest.raises(ValueError, match="rq1, rq2, rq3, rq4, rq5, rq6. Found notebook = 'rq9'"):
         claims.findings("rq9", table(alike))
 
 

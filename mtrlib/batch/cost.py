@@ -118,7 +118,7 @@ def closing(findings: pd.DataFrame, cells: list[Cell], store: Store) -> pd.DataF
 def operations(spec: ModelSpec, definitions: dict[str, Task] | None = None) -> int:
     """As `rq4.forward_operations` counts them, at once for the encoders of `encoders.ENCODERS`; `definitions` of
     the tasks are read from its data unless given."""
-    if spec.encoder not in _OPERATIONS:
+    if spec.encoder not in _OPERATIONS or spec.architecture != "hard":
         from mtrlib.studies.rq4 import forward_operations
 
         return forward_operations(spec, definitions)
@@ -159,7 +159,7 @@ def _records(
 
 
 def _kind(spec: ModelSpec) -> tuple:
-    return spec.encoder, spec.data.size, spec.precision
+    return spec.encoder, spec.architecture, spec.data.size, spec.precision
 
 
 def _device(described: str) -> str:

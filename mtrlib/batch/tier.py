@@ -26,7 +26,7 @@ import mtrlib
 from mtrlib import machine, sealed, studies
 from mtrlib.specs import Evaluation, ModelSpec
 from mtrlib.store import Store
-from mtrlib.studies import new_dataset, rq1, rq2, rq3, rq4
+from mtrlib.studies import new_dataset, rq1, rq2, rq3, rq4, rq6
 from mtrlib.studies.fidelity import ladder
 from mtrlib.studies.parameters import Parameters, check
 from mtrlib.studies.tour import Tour
@@ -38,6 +38,7 @@ NOTEBOOKS: dict[str, tuple[type[Parameters], Callable[[Any], list[studies.Cell]]
     "rq2_marginal_vulnerability": (rq2.RQ2, rq2.cells),
     "rq3_task_weights": (rq3.RQ3, rq3.cells),
     "rq4_task_selection": (rq4.RQ4, rq4.cells),
+    "rq6_architectures": (rq6.RQ6, rq6.cells),
     "fidelity": (ladder.Fidelity, ladder.trained),
     "new_dataset": (new_dataset.NewDataset, new_dataset.cells),
 }

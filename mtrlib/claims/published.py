@@ -15,6 +15,7 @@ from mtrlib.tasks import TASKS, Task
 
 # The encoders of the supplement's Tables 2 to 6.
 ENCODERS = {"resnet18": "2", "resnet50": "3", "xception_small": "4", "wide_resnet50_2": "5", "resnet152": "6"}
+OTHERS = ("RQ5", "RQ6")  # the questions whose claims are other papers' or nobody's
 ATTACKED = {"single": "main", "joint": "both", "as_published": "as_published", "none": "none"}
 
 
@@ -145,9 +146,9 @@ def falling_steps() -> pd.DataFrame:
 
 def claims(rq: str | None = None) -> pd.DataFrame:
     """The paper's claims, one row each, by number: claim, where it stands, what the printed tables themselves say
-    (printed_evidence), what to measure. `rq` such as "RQ1" takes those of one question."""
+    (printed_evidence), what to measure. `rq` such as "RQ1" takes those of one question, as those of `OTHERS`."""
     table = read("claims").set_index("id")
-    return table if rq is None else table[table.rq == rq]
+    return table[~table.rq.isin(OTHERS)] if rq is None else table[table.rq == rq]
 
 
 def _names() -> list[str]:

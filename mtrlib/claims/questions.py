@@ -13,6 +13,8 @@ import pandas as pd
 
 from mtrlib.claims import judging
 from mtrlib.claims.judging import shares, values
+from mtrlib.claims.robust_training import matched, rq5
+from mtrlib.claims.sharing import rq6
 from mtrlib.claims.task_sets import rq2
 from mtrlib.metrics import estimates
 from mtrlib.metrics.estimates import by, part
@@ -27,7 +29,7 @@ def findings(notebook: str, errors: pd.DataFrame, level: float = 0.05, **more: p
 
     Parameters
     ----------
-    notebook : "rq1" to "rq4", or the notebook's whole name.
+    notebook : "rq1" to "rq6", or the notebook's whole name.
     errors : as `studies.run` gives it. Claims whose panels it lacks are left out. A column constant_error, the error of
         the best constant predictor, says which cells were learned; without it all were.
     level : of the tests of one claim together: how often a false verdict is allowed.
@@ -54,10 +56,7 @@ def cells(errors: pd.DataFrame, panels: list[str] | None = None) -> tuple[pd.Dat
 
 def against(frame: pd.DataFrame, known: pd.Series, same_models: bool = False, **baseline: str) -> pd.DataFrame:
     """Each cell against its baseline (`estimates.beside`), with a column `learned`: both of them were."""
-    rows, base = estimates.beside(frame, **baseline)
-    both = known.reindex(rows.index).to_numpy(bool) & known.reindex(base.index).to_numpy(bool)
-    table = estimates.compared(rows[both], base[both], same_models=same_models)
-    return table.reindex(rows.index).assign(learned=both)
+    return matched(*estimates.beside(frame, **baseline), known, same_models)
 
 
 def rq1(errors: pd.DataFrame) -> Iterator[dict]:
@@ -142,7 +141,8 @@ def of_proxies(frames: dict[str, pd.DataFrame], truth: pd.DataFrame, seeds: int,
     yield from values("4.4", {where: table.dropna(subset="value") for where, table in regrets.items()})
 
 
-QUESTIONS: dict[str, Callable[..., Iterator[dict]]] = {"rq1": rq1, "rq2": rq2, "rq3": rq3, "rq4": rq4}
+QUESTIONS: dict[str, Callable[..., Iterator[dict]]] = {"rq1": rq1, "rq2": rq2, "rq3": rq3, "rq4": rq4, "rq5": rq5}
+QUESTIONS["rq6"] = rq6
 PROXIES = {"early stopping": "early", "cheaper encoder": "surrogate", "one step": "fgsm"}  # and their panels
 
 

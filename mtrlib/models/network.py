@@ -20,7 +20,13 @@ from mtrlib.tasks import TASKS, Task, parse
 
 class MultiTaskModel(nn.Module):
     """A shared encoder, (B, 3, H, W) -> (B, C, H / stride, W / stride), and one decoder a task, from there to (B,
-    channels, H, W); decoders are named by letter, so their order never matters. Normalisation is inside."""
+    channels, H, W); decoders are named by letter, so their order never matters. Normalisation is inside.
+
+    Architectures that share otherwise are subclasses: `encode` is what does not depend on the tasks asked for, `decode`
+    the rest.
+    """
+
+    exchanges = False  # whether tasks see features of each other, so that parts of all run whichever are asked for
 
     def __init__(self, encoder: nn.Module, decoders: dict[str, nn.Module], definitions: dict[str, Task] | None = None):
         super().__init__()
@@ -42,12 +48,20 @@ class MultiTaskModel(nn.Module):
         tasks = self.tasks if tasks is None else tasks
         if set(tasks) - set(self.tasks):
             raise ValueError(f"Parameter tasks should be letters out of {self.tasks!r}. Found tasks = {tasks!r}.")
-        latent = self.encode(images)
-        return {letter: self.decoders[letter](latent) for letter in tasks}
+        return self.decode(self.encode(images), tasks)
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images in [0, 1] -> (B, C, H / stride, W / stride): what all decoders share."""
-        return self.encoder((images - self.mean) / self.deviation)
+        return self.encoder(self.normalised(images))
+
+    def decode(self, latent: Tensor, tasks: str, early: list[dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
+        """What `encode` gives -> outputs by task letter, as `forward`. A list `early` gains what is predicted on the
+        way, by letter, (B, channels, h, w), which training supervises as it does the outputs."""
+        return {letter: self.decoders[letter](latent) for letter in tasks}
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] in units of ImageNet's deviation from its mean."""
+        return (images - self.mean) / self.deviation
 
 
 def build(
@@ -58,6 +72,7 @@ def build(
     classes: int | None = None,
     seed: int | None = None,
     pretrained: bool = False,
+    architecture: str = "hard",
 ) -> MultiTaskModel:
     """A new model with random weights.
 
@@ -70,7 +85,12 @@ def build(
     seed : of the weights, the same on every machine; None draws from torch's global generator. Models that share a seed
         start from the same encoder, and from the same decoder of a task. Networks of timm draw theirs in its own way.
     pretrained : begin from timm's trained weights; for "timm/<name>" only.
+    architecture : how tasks share: "hard", one encoder; in the encoders "cross_stitch", "nddr" and "mtan"; between
+        decoders "pad_net" and "mti_net". All but hard need two tasks, and all but hard and pad_net an encoder with four
+        stages, as ours and most convolutional ones of timm have.
     """
+    from mtrlib.models import architectures  # here: its networks are subclasses of the one above
+
     definitions = TASKS if definitions is None else definitions
     definitions = {letter: definitions[letter] for letter in parse(tasks, "".join(definitions))}
     if classes is not None and "s" in tasks:
@@ -79,13 +99,17 @@ def build(
         if seed is not None:
             torch.manual_seed(seed * 1000)
         body, latent = encoders.build(encoder, pretrained)
-    decoders = {letter: _decoder(encoder, latent, task.channels) for letter, task in definitions.items()}
+    architectures.known(architecture, definitions)
+    decoder = architectures.decoders(architecture, encoder, body, latent)
+    decoders = {letter: decoder(task.channels) for letter, task in definitions.items()}
     if seed is not None:
         if not encoder.startswith(encoders.TIMM):
             _initialise(body, torch.Generator().manual_seed(seed * 1000))
         for letter, decoder in decoders.items():
             _initialise(decoder, torch.Generator().manual_seed(seed * 1000 + ord(letter)))
-    return MultiTaskModel(body, decoders, definitions).to(memory_format=torch.channels_last)
+    generator = None if seed is None else torch.Generator().manual_seed(seed * 1000 + 1)
+    model = architectures.network(architecture, body, decoders, definitions, latent, generator)
+    return model.to(memory_format=torch.channels_last)
 
 
 def folded(model: MultiTaskModel) -> MultiTaskModel:
@@ -106,13 +130,19 @@ def folded(model: MultiTaskModel) -> MultiTaskModel:
     return model
 
 
-def _decoder(encoder: str, latent: int, channels: int) -> nn.Module:
-    """At each stage up by two and, but for the last, a 3 x 3 convolution; then the 3 x 3 head. Names as published."""
-    if encoder == "xception_small":
+def widths_of(encoder: str) -> tuple[int, ...]:
+    """Channels behind each step of a decoder up by two, from the latent to the image."""
+    if encoder.endswith(("_small", "_tiny")) and encoder != "xception_small":
+        return (128, 64, 32) if encoder.endswith("_small") else (32, 16, 8)
+    return (256, 128, 64, 48, 32)[6 - encoders.stride(encoder).bit_length() :]
+
+
+def decoder_of(encoder: str, latent: int, channels: int, widths: tuple[int, ...] | None = None) -> nn.Module:
+    """At each stage up by two and, but for the last, a 3 x 3 convolution; then the 3 x 3 head. Names as published.
+    `widths` are those of `widths_of` unless given."""
+    if encoder == "xception_small" and widths is None:
         return encoders.XceptionDecoder(channels)
-    widths = (256, 128, 64, 48, 32)[6 - encoders.stride(encoder).bit_length() :]
-    if encoder.endswith(("_small", "_tiny")):
-        widths = (128, 64, 32) if encoder.endswith("_small") else (32, 16, 8)
+    widths = widths_of(encoder) if widths is None else widths
     layers: dict[str, nn.Module] = {}
     for stage, (before, width) in enumerate(pairwise((latent, *widths))):
         if stage > 0:

@@ -128,7 +128,9 @@ class Store:
         of = _evaluation(of, attack)
 
         def measure() -> pd.DataFrame:
-            model, data = self.model(of.model, of.epoch), self.data(of.model, "test", of.attack.images)
+            more = "".join(letter for letter in of.attack.tasks if letter not in of.model.tasks)  # of the source alone
+            data = self._load_data(of.model.data, of.model.tasks + more, "test", of.attack.images)
+            model = self.model(of.model, of.epoch)
             size = 64 if self.device.type == "cpu" else 256
             options = {"precision": of.model.precision, "device": self.device, "batch_size": size, "advance": advance}
             return evaluation.errors(model, data, of.attack, source=of.source and self.model(of.source), **options)
@@ -211,7 +213,8 @@ class Store:
             (folder / "record.json").unlink(missing_ok=True)  # not complete until its end
             sealed.write(folder / "spec.json", spec.model_dump_json(indent=1).encode())
             data = self.data(spec, "train", spec.images)
-            history = training.fit(spec, data, folder, self.device, description)
+            start = {each.tasks: self.model(each, description=f"{description} (start)") for each in spec.starts}
+            history = training.fit(spec, data, folder, self.device, description, start)
             seconds = round(sum(epoch["seconds"] for epoch in history), 2)
             record = {"spec": spec.model_dump(mode="json"), "seconds": seconds, "images": len(data), "history": history}
             record["written_by"] = machine.describe() | {"computed_on": self.device.type}

@@ -57,26 +57,33 @@ def answer(findings: pd.DataFrame, data: str = "rooms") -> str:
     return f"**{lead}: a second task makes a model harder to attack {', '.join(parts)}.** {counted}"
 
 
-def verdicts(findings: pd.DataFrame) -> pd.Series:
-    """The verdict on each claim of the paper, by number."""
-    numbers = published.claims().sort_index().index
+def verdicts(findings: pd.DataFrame, rq: str | None = None) -> pd.Series:
+    """The verdict on each claim of the paper, by number, or of one question."""
+    numbers = published.claims(rq).sort_index().index
     return pd.Series({n: judging.verdict(findings[findings.number == n]) for n in numbers})
 
 
 def side_by_side(results: str | Path, photographs: str | Path = "") -> pd.DataFrame:
     """Every claim with its verdicts: on rooms, on photographs (where there are results), by the printed tables, and
-    under all that was published (notebook `fidelity`, where it was run)."""
-    columns = {"rooms": verdicts(read(results)).map(signed)}
+    under all that was published (notebook `fidelity`, where it was run). Claims that are not the paper's stand below
+    its own where they were measured on rooms."""
+    found = read(results)
+    questions = [None, *(rq for rq in published.OTHERS if found.number.isin(published.claims(rq).index).any())]
+
+    def told(findings: pd.DataFrame) -> pd.Series:
+        return pd.concat([verdicts(findings, rq) for rq in questions]).map(signed)
+
+    columns = {"rooms": told(found)}
     if photographs:
-        columns["photographs"] = verdicts(read(photographs)).map(signed)
-    told = {printed.FOLLOWS: "✓ yes", printed.DOES_NOT: "✗ no", printed.NO_TABLE: ""}
-    columns["printed tables say so"] = printed.follows().set_index("number").verdict.replace(told)
+        columns["photographs"] = told(read(photographs))
+    words = {printed.FOLLOWS: "✓ yes", printed.DOES_NOT: "✗ no", printed.NO_TABLE: ""}
+    columns["printed tables say so"] = printed.follows().set_index("number").verdict.replace(words)
     path = machine.place(results) / "fidelity_verdicts.csv"
     if path.exists():
         rungs = pd.read_csv(path, dtype=str, keep_default_na=False)
         of_claim = rungs["published behaviour"].map(signed).groupby(rungs.claim.str.split().str[0])
         columns["with published code"] = of_claim.agg(lambda each: ", ".join(dict.fromkeys(each)))
-    claims = published.claims().sort_index()
+    claims = pd.concat([published.claims(rq) for rq in questions]).sort_index()
     table = pd.DataFrame({"claim": claims.claim, **columns}).astype(object)
     return table.where(table.notna(), "").rename_axis("").reset_index()
 

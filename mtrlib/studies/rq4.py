@@ -132,6 +132,8 @@ def forward_operations(spec: ModelSpec, definitions: dict[str, Task] | None = No
     """Floating-point operations of one forward pass of one image through all decoders; `definitions` of the tasks are
     read from its data unless given."""
     definitions = definitions or spec.data.tasks
+    if spec.architecture != "hard":
+        return _whole(spec.architecture, spec.encoder, spec.data.size, tuple(definitions[t] for t in spec.tasks))
     encoder, decoders = _operations(spec.encoder, spec.data.size, tuple(definitions.values()))
     return encoder + sum(decoders[letter] for letter in spec.tasks)
 
@@ -145,6 +147,17 @@ def _operations(encoder: str, size: int, tasks: tuple[Task, ...]) -> tuple[int, 
     counts = {name: sum(of.values()) for name, of in counter.get_flop_counts().items()}
     decoders = {letter: counts[f"MultiTaskModel.decoders.{letter}"] for letter in definitions}
     return counts["Global"] - sum(decoders.values()), decoders
+
+
+@lru_cache
+def _whole(architecture: str, encoder: str, size: int, tasks: tuple[Task, ...]) -> int:
+    """Of all of a network whose tasks cannot be counted one by one."""
+    letters, definitions = "".join(task.letter for task in tasks), {task.letter: task for task in tasks}
+    with torch.device("meta"), torch.no_grad():
+        model = models.build(encoder, letters, definitions=definitions, architecture=architecture).eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, 3, size, size))
+    return counter.get_total_flops()
 
 
 def correlations(values: pd.DataFrame, target: str, proxies: list[str]) -> pd.DataFrame:

@@ -34,8 +34,9 @@ class Cell:
 
     @property
     def auxiliary(self) -> str:
-        """The other tasks of the model; `main` where there are none."""
-        return self.evaluation.model.tasks.replace(self.main, "") or self.main
+        """The other tasks of the model, and what is attacked in the source alone; `main` where there are none."""
+        tasks = dict.fromkeys(self.evaluation.model.tasks + self.evaluation.attack.tasks)
+        return "".join(letter for letter in tasks if letter != self.main) or self.main
 
     @property
     def attacked(self) -> str:
@@ -80,9 +81,9 @@ def matched_l2_eps_255(eps_255: float, size: int) -> float:
 
 
 def models(cells: Iterable[Cell]) -> list[ModelSpec]:
-    """The different models of a study, in the order of their first use."""
-    used = (model for cell in cells for model in (cell.evaluation.model, cell.evaluation.source))
-    return list(dict.fromkeys(model for model in used if model is not None))
+    """The different models of a study, in the order of their first use, each behind those that it starts from."""
+    used = (model for cell in cells for model in (cell.evaluation.model, cell.evaluation.source) if model is not None)
+    return list(dict.fromkeys(each for model in used for each in (*model.starts, model)))
 
 
 def evaluations(cells: Iterable[Cell]) -> list[Evaluation]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mtrlib import machine, models, sealed
 from mtrlib.data import Dataset
 from mtrlib.machine import bar
+from mtrlib.models.stages import resized
 from mtrlib.specs import ModelSpec
 from mtrlib.tasks import Task
 from mtrlib.training import weights
@@ -27,7 +28,12 @@ SAVE_EVERY = 5.0  # seconds between two saved states
 
 
 def fit(
-    spec: ModelSpec, data: Dataset, folder: Path, device: torch.device | str = "cpu", description: str = ""
+    spec: ModelSpec,
+    data: Dataset,
+    folder: Path,
+    device: torch.device | str = "cpu",
+    description: str = "",
+    start: dict[str, models.MultiTaskModel] | None = None,
 ) -> list[dict]:
     """Train the model of `spec` on `data`; its checkpoints come to lie in `folder` as `epoch_<e>.safetensors`.
 
@@ -36,6 +42,7 @@ def fit(
     data : the training data; fastest when it lies on `device` already.
     folder : where checkpoints and the state to resume from are written; a state found there is continued.
     description : shown with the progress.
+    start : by letter, the trained models of `spec.starts`, where it has any.
 
     Returns
     -------
@@ -43,7 +50,13 @@ def fit(
     loss or a gradient is not finite, a FloatingPointError with its epoch, step and task ends the training after that
     epoch, so that no step waits; what is saved is then from before it.
     """
-    model = build(spec, data.tasks, spec.pretrained).to(device)
+    if {each.tasks for each in spec.starts} != set(start or {}):
+        needed = ", ".join(each.tasks for each in spec.starts) or "no task"
+        raise ValueError(f"Parameter start should have models of {needed}. Found {', '.join(start or {}) or 'none'}.")
+    model = build(spec, data.tasks, spec.pretrained)
+    if start:
+        model.start_from(start)
+    model = model.to(device)
     optimizer = optimizer_of(spec, dict(model.named_parameters()))
     balance = weights.balancer(spec.weights, spec.tasks)
     resumed = folder / "resume.safetensors"
@@ -70,7 +83,8 @@ def fit(
 def build(spec: ModelSpec, tasks: dict[str, Task], pretrained: bool = False) -> models.MultiTaskModel:
     """The untrained model of a specification; `tasks` are the definitions of its data set, as `Dataset.tasks`.
     `pretrained` fetches the weights that its encoder begins from, if it has any."""
-    return models.build(spec.encoder, spec.tasks, definitions=tasks, seed=spec.seed, pretrained=pretrained)
+    more = {"pretrained": pretrained, "architecture": spec.architecture}
+    return models.build(spec.encoder, spec.tasks, definitions=tasks, seed=spec.seed, **more)
 
 
 def optimizer_of(spec: ModelSpec, parameters: dict[str, Tensor]) -> torch.optim.Optimizer:
@@ -112,16 +126,17 @@ def epoch_losses(
     balance: weights.GradNorm | weights.Aggregated | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Train one epoch (counted from 1). Yields, of each step, the task losses, (T,), and the lengths of the gradients
-    of the encoder and of each decoder, (1 + T,), on the device: no step waits for the host, but for aggregators that
-    compute there. `advance` is called with the number of images of each step; `balance` weighs gradients where no
-    weights are fixed.
+    of the encoder (with what else is in no decoder) and of each decoder, (1 + T,), on the device: no step waits for the
+    host, but for aggregators that compute there. `advance` is called with the number of images of each step; `balance`
+    weighs gradients where no weights are fixed.
     """
     if balance is None:
         fixed = torch.tensor(weights.task_weights(spec.weights, spec.tasks), device=device)
     generator = torch.Generator().manual_seed(spec.seed * 1_000_003 + epoch)
     order = torch.randperm(len(data), generator=generator).to(data.images.device)
     steps = math.ceil(len(data) / spec.batch_size)
-    groups = [list(part.parameters()) for part in (model.encoder, *(model.decoders[t] for t in spec.tasks))]
+    shared = [each for name, each in model.named_parameters() if not name.startswith("decoders.")]
+    groups = [shared, *(list(model.decoders[t].parameters()) for t in spec.tasks)]
     model.train()
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -132,8 +147,12 @@ def epoch_losses(
         with torch.autocast(images.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
             latent = model.encode(images)
             cut = latent if balance is None else latent.detach().requires_grad_()
-            outputs = {letter: decoder(cut) for letter, decoder in model.decoders.items()}
+            outputs = model.decode(cut, model.tasks, early := [])
         losses = [model.definitions[t].loss(outputs[t], targets[t], masks[t]).mean() for t in spec.tasks]
+        for on_the_way in early:  # deep supervision: every prediction counts as the output does
+            larger = {t: resized(on_the_way[t], targets[t].shape[-2:]) for t in spec.tasks}
+            more = [model.definitions[t].loss(larger[t], targets[t], masks[t]).mean() for t in spec.tasks]
+            losses = [loss + each for loss, each in zip(losses, more, strict=True)]
         if balance is None:
             (fixed * torch.stack(losses)).sum().backward()
         else:
