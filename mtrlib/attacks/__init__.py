@@ -21,6 +21,9 @@ has seen, image by image, and leaves models as they were:
 
 `task_losses` makes the losses from a model and a batch, `variant` others of the same; with `towards` an attack aims at
 maps that the adversary wants. For the mean IoU of a whole set `lowest_miou` chooses among the results of `runs`.
+
+Under constraints, with the extra `search`: `caa` on the rows of a table, whose `domain` says what they may be,
+`search_images`, and `search` itself, for genes of any kind.
 """
 
 from collections.abc import Callable
@@ -31,10 +34,13 @@ from torch import Tensor
 from mtrlib.attacks.apgd import SHRINKING, apgd
 from mtrlib.attacks.balanced import dgba, task_attack_rates, wgd
 from mtrlib.attacks.ball import BALLS, NORMS
+from mtrlib.attacks.constrained import Attacked, OfRows, caa, decoded, search_images
+from mtrlib.attacks.constraints import Domain, domain
 from mtrlib.attacks.ensemble import ensemble
 from mtrlib.attacks.gradient import bim, fgsm, mim, pgd
 from mtrlib.attacks.losses import DENSE, Losses, recorded, task_losses, variant
 from mtrlib.attacks.sea import lowest_miou, overlaps, relative_errors, runs, sea
+from mtrlib.attacks.search import Front, search
 from mtrlib.attacks.selective import min_max, stealthy, towards
 from mtrlib.attacks.square import square
 
