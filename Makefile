@@ -11,6 +11,11 @@
 
 PYTHON ?= python3
 TIER ?= smoke
+# A tier without common.yaml is of the notebooks that have a file there.
+OWN = $(basename $(notdir $(wildcard params/$(TIER)/*.yaml)))
+ifneq ($(filter common,$(or $(OWN),common)),common)
+NOTEBOOKS ?= $(OWN)
+endif
 NOTEBOOKS ?= tour rq1_auxiliary_tasks rq2_marginal_vulnerability rq3_task_weights rq4_task_selection fidelity new_dataset
 OUT = runs/$(TIER)
 RESULTS ?= results/$(TIER)

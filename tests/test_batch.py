@@ -143,11 +143,11 @@ def planned(text: str) -> dict[str, int]:
     return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", text, flags=re.MULTILINE)}
 
 
-@pytest.mark.parametrize("tier", ["smoke", "laptop", "gpu", "paper"])
+@pytest.mark.parametrize("tier", ["smoke", "laptop", "gpu", "paper", "photos"])
 def test_a_tier_needs_each_model_and_attack_once(tier):
     """Beside brute force: the sets of keys of all studies."""
     values = batch.read(REPOSITORY / "params" / tier)
-    assert set(values) == set(batch.NOTEBOOKS)
+    assert set(values) == {name for name in batch.NOTEBOOKS if tier != "photos" or name.startswith("rq")}
     found = batch.needs(values)
     models, attacks = set(), set()
     for name, given in values.items():

@@ -147,6 +147,19 @@ def sizes(folder: str | Path) -> str:
     return "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in counts.items() if values)
 
 
+def limits(photographs: str | Path) -> str:
+    """What results on the tier photos cannot say, in Markdown; "" without them."""
+    return (
+        photographs
+        and f"""*Photographs* are one video of one kitchen by one depth camera ({sizes(photographs)}). What is \
+confirmed there holds for this room: others may answer otherwise. Those to test come later in the same video, \
+neighbours look alike, and intervals take them for independent: they are narrower than they ought to be. Labels are \
+derived from the sensor's depth, which has holes at edges and on shining things, where nothing is counted, and noise, \
+which normals and occlusion edges inherit; colour and depth may lie some pixels apart. There are no classes: claims \
+about s are not asked here, and RQ3 asks of one pair of tasks."""
+    )
+
+
 def made_by(folder: str | Path) -> str:
     """What the results were computed by, in a line."""
     path = machine.place(folder) / "machine.json"
