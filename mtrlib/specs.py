@@ -5,15 +5,20 @@ A specification says everything that decides the bytes of a result on one machin
 
 import hashlib
 import json
+from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from math import ceil, inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+import torch
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from torch import Tensor
 
 from mtrlib import attacks, data, machine
-from mtrlib.models import architectures, encoders
+from mtrlib.models import architectures, encoders, own
+from mtrlib.models.heads import HEADS
 from mtrlib.tasks import Task, parse
 
 # Part of every key. To be raised when a field of a specification comes to mean something else; what the code makes of a
@@ -27,12 +32,36 @@ WEIGHTS = (*FIXED, "gradnorm", *AGGREGATORS)
 
 
 def known(weights: str) -> str:
-    """The name of a scheme, or weights of one's own, one a task, such as "1.0:0.1"; ValueError for anything else."""
+    """The name of a scheme, or weights of one's own, one a task, such as "1.0:0.1", or, with its digest, a function of
+    the user's; ValueError for anything else."""
+    if own.is_own(weights):
+        return weights
     with suppress(ValueError):  # of what is no number
         if weights in WEIGHTS or (":" in weights and all(0 < float(each) < inf for each in weights.split(":"))):
             return weights
-    allowed = f"one of {', '.join(WEIGHTS)}, or positive numbers such as 1.0:0.1"
+    allowed = f"one of {', '.join(WEIGHTS)}, positive numbers such as 1.0:0.1, or <file>.py:<function>"
     raise ValueError(f"Parameter weights should be {allowed}. Found weights = {weights!r}.")
+
+
+def weigh(weights: str, losses: Tensor, first: Tensor, norms: Tensor) -> Tensor:
+    """The weights that a function of the user's gives, (T,): of the losses of a step, those of the first step, and the
+    lengths of the tasks' gradients at the latent, each (T,). ValueError for another shape."""
+    try:
+        found = own.find(weights)(losses, first, norms)
+    except Exception as error:  # of whatever type: it is not ours
+        raise ValueError(f"The weights {weights} fail for {len(losses)} losses: {own.said(error)}.") from error
+    if not isinstance(found, Tensor) or found.shape != losses.shape or not found.is_floating_point():
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"The weights {weights} should be floats, {tuple(losses.shape)}. Found {shape}.")
+    return found.detach()
+
+
+def known_attack(name: str) -> str:
+    """The name of an attack, of `attacks.NAMED` or, with its digest, of the user's own; ValueError for another."""
+    if name not in attacks.NAMED and not own.is_own(name):
+        allowed = f"one of {', '.join(attacks.NAMED)}, or <file>.py:<function>"
+        raise ValueError(f"Parameter attack should be {allowed}. Found attack = {name!r}.")
+    return name
 
 
 def key_of(content: dict[str, Any]) -> str:
@@ -44,6 +73,7 @@ def key_of(content: dict[str, Any]) -> str:
 Tasks = Annotated[str, AfterValidator(parse)]
 # The environment and the home expanded: what decides the bytes, not how it was written.
 Place = Annotated[str, AfterValidator(machine.expanded)]
+Brought = BeforeValidator(own.pinned)  # what the user brings, by its name
 
 
 class Spec(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
@@ -144,9 +174,14 @@ class ModelSpec(Training):
     data: DataSpec
     tasks: Tasks  # letters of the tasks it learns; the first is the main one
     images: int | None = Field(default=None, ge=1)  # of the training data, the first ones; None: all
-    encoder: Annotated[str, AfterValidator(encoders.known)] = "resnet18_small"  # of `encoders.ENCODERS`, or timm/<name>
-    pretrained: bool = False  # begin from the weights that timm has; for timm/<name> only
-    weights: Annotated[str, AfterValidator(known)] = "uniform"  # of the task losses
+    # Of `encoders.ENCODERS`, timm/<name>, or the user's own ("<file>.py:<name>", a class, function or network).
+    encoder: Annotated[str, Brought, AfterValidator(encoders.known)] = "resnet18_small"
+    # Begin from the weights that timm has, for timm/<name> only; or from those of a file (or a state dict), kept with a
+    # digest.
+    pretrained: Annotated[bool | str, BeforeValidator(own.pinned_weights)] = False
+    frozen: bool = Field(default=False, exclude_if=lambda frozen: not frozen)  # only the decoders learn
+    head: Literal[tuple(HEADS)] = Field(default="convolutions", exclude_if=lambda head: head == "convolutions")  # type: ignore[valid-type]
+    weights: Annotated[str, Brought, AfterValidator(known)] = "uniform"  # of the task losses
     seed: int = Field(default=0, ge=0)  # of the first weights and the order of the images
     # Of convolutions in training and under attack; weights, losses and errors are always float32.
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -160,15 +195,28 @@ class ModelSpec(Training):
     def _consistent(self) -> Self:
         if self.data.name != "folder":  # whose letters stand in a file
             parse(self.tasks, data.letters(self.data.name), self.data.name)
+        if own.is_own(self.encoder) and not own.is_own(self.encoder, here=True):
+            return self  # of another process: nothing of it can be known
         stride = encoders.stride(self.encoder)
         if self.data.size % stride or self.data.size < 2 * stride:
             allowed = f"a multiple of {stride} from {2 * stride} on for {self.encoder}"
             raise ValueError(f"size should be {allowed}. Found {self.data.size}.")
-        if self.pretrained and not self.encoder.startswith(encoders.TIMM):
+        encoders.refuse_unfit(self.encoder, self.data.size)
+        if self.pretrained is True and not self.encoder.startswith(encoders.TIMM):
             raise ValueError(f"pretrained should be false for {self.encoder}: only timm/<name> has trained weights")
-        if ":" in self.weights and self.weights.count(":") != len(self.tasks) - 1:
+        if self.frozen and not (self.pretrained or own.is_own(self.encoder)):
+            raise ValueError("frozen should be false for an encoder that begins from random weights, not pretrained")
+        if self.frozen and self.weights not in FIXED and ":" not in self.weights.split("@")[0]:
+            raise ValueError(
+                f"weights should be fixed for a frozen encoder, which has no gradient. Found {self.weights}."
+            )
+        if own.is_own(self.weights, here=True):
+            found = weigh(self.weights, *(torch.linspace(low, 1, len(self.tasks)) for low in (0.5, 0.9, 0.2)))
+            if not (found.isfinite() & (found >= 0)).all():
+                raise ValueError(f"weights should be finite and at least 0. {self.weights} gives {found.tolist()}.")
+        elif not own.is_own(self.weights) and ":" in self.weights and self.weights.count(":") != len(self.tasks) - 1:
             raise ValueError(f"weights should have one number a task of {self.tasks!r}. Found {self.weights!r}.")
-        architectures.known(self.architecture, self.tasks)
+        architectures.known(self.architecture, self.tasks, self.frozen, self.head)
         if self.architecture != "hard" and self.weights not in FIXED and ":" not in self.weights:
             fixed = f"fixed ones, such as uniform, for {self.architecture}: others weigh gradients of one shared map"
             raise ValueError(f"weights should be {fixed}. Found {self.weights!r}.")
@@ -208,7 +256,8 @@ class ModelSpec(Training):
 class AttackSpec(Spec):
     """An attack and the images it is run on."""
 
-    name: Literal[tuple(attacks.NAMED)] = "pgd"  # type: ignore[valid-type]
+    # Of `attacks.NAMED`; "<file>.py:<function>", or a function, with the keywords of `pgd`: kept with a digest.
+    name: Annotated[str, Brought, AfterValidator(known_attack)] = "pgd"
     tasks: Tasks  # letters of the attacked tasks: the adversary maximises the sum of their losses
     norm: Literal[attacks.BALLS] = "linf"
     # Budget and step in 255ths of the image range; an l2 or l1 budget is the length of the whole perturbation of one
@@ -219,6 +268,22 @@ class AttackSpec(Spec):
     restarts: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0)  # of the random start
     images: int = Field(default=256, ge=1)  # test images, the first ones
+
+    @model_validator(mode="after")
+    def _tried(self) -> Self:
+        if own.is_own(self.name, here=True):
+            _tried(self.name, self.norm)
+        return self
+
+    @property
+    def function(self) -> Callable[..., Tensor]:
+        """The attack; each result of one of the user's own is checked (`attacks.held`)."""
+        return attacks.NAMED.get(self.name) or attacks.held(own.find(self.name), self.name)
+
+
+@lru_cache
+def _tried(attack: str, norm: str) -> None:
+    attacks.tried(own.find(attack), attack, norm)
 
 
 class Evaluation(Spec):

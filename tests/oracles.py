@@ -63,6 +63,8 @@ def opened(page) -> tuple[str, list[str]]:
     options = "--headless --no-sandbox --disable-gpu --disable-background-networking --enable-logging=stderr --dump-dom"
     done = subprocess.run([CHROMIUM, *options.split(), page.as_uri()], capture_output=True, text=True, timeout=120)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
 def js_of_pixel(logits: np.ndarray, label: int) -> float:
     """The Jensen-Shannon divergence of a softmax (C,) and a one-hot label, from its definition by two entropies."""
     p, q = np.exp(logits) / np.exp(logits).sum(), np.eye(len(logits))[label]

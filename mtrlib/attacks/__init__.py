@@ -39,6 +39,7 @@ from mtrlib.attacks.constraints import Domain, domain
 from mtrlib.attacks.ensemble import ensemble
 from mtrlib.attacks.gradient import bim, fgsm, mim, pgd
 from mtrlib.attacks.losses import DENSE, Losses, recorded, task_losses, variant
+from mtrlib.attacks.own import held, tried
 from mtrlib.attacks.sea import lowest_miou, overlaps, relative_errors, runs, sea
 from mtrlib.attacks.search import Front, search
 from mtrlib.attacks.selective import min_max, stealthy, towards

@@ -86,7 +86,7 @@ def of_auxiliaries(frame: pd.DataFrame, known: pd.Series) -> Iterator[dict]:
 
 
 def rq3(errors: pd.DataFrame) -> Iterator[dict]:
-    own = errors[~errors.panel.astype(str).str.startswith(("masking", "dense"))]
+    own = errors[~errors.panel.astype(str).str.match(r"(masking .*|dense)$")]
     frame, known = cells(own)
     yield from of_weights(frame, known)
     clean = _pairs(np.log(estimates.estimates(own[(own.setting == "pgd") & (own.attacked == "single")], "clean_error")))

@@ -23,13 +23,16 @@ DISTILLED = ("pad_net", "mti_net")  # decoders that tell each other
 ARCHITECTURES = ("hard", *SOFT, "mtan", *DISTILLED)
 
 
-def known(name: str, tasks: Collection[str]) -> str:
-    """The name of an architecture, if it is one, and the tasks are enough for it. Else a ValueError."""
+def known(name: str, tasks: Collection[str], frozen: bool = False, head: str = "convolutions") -> str:
+    """The name of an architecture, if it is one, and tasks and head are such as it takes. Else a ValueError."""
     if name not in ARCHITECTURES:
         allowed = ", ".join(ARCHITECTURES)
         raise ValueError(f"Parameter architecture should be one of {allowed}. Found architecture = {name!r}.")
     if name != "hard" and len(tasks) < 2:
         raise ValueError(f"tasks should be two at least for the architecture {name}. Found {''.join(tasks)!r}.")
+    if name != "hard" and (frozen or head != "convolutions"):
+        allowed = f"false and convolutions for {name}: only hard takes others"
+        raise ValueError(f"frozen and head should be {allowed}. Found {frozen} and {head!r}.")
     return name
 
 

@@ -7,14 +7,17 @@ connections; those of `*_tiny` encoders are as much narrower as these. `xception
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mtrlib.models import encoders
+from mtrlib.models import encoders, own
+from mtrlib.models.heads import HEADS
 from mtrlib.tasks import TASKS, Task, parse
 
 
@@ -27,6 +30,8 @@ class MultiTaskModel(nn.Module):
     """
 
     exchanges = False  # whether tasks see features of each other, so that parts of all run whichever are asked for
+
+    frozen = False
 
     def __init__(self, encoder: nn.Module, decoders: dict[str, nn.Module], definitions: dict[str, Task] | None = None):
         super().__init__()
@@ -41,6 +46,12 @@ class MultiTaskModel(nn.Module):
     def tasks(self) -> str:
         """Letters of the tasks it has decoders for."""
         return "".join(self.decoders)
+
+    def train(self, mode: bool = True) -> "MultiTaskModel":
+        """As of any module; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        self.encoder.train(mode and not self.frozen)
+        return self
 
     def forward(self, images: Tensor, tasks: str | None = None) -> dict[str, Tensor]:
         """(B, 3, H, W) images in [0, 1] -> (B, channels, H, W) by task letter, logits for classes, values else. Only
@@ -65,32 +76,39 @@ class MultiTaskModel(nn.Module):
 
 
 def build(
-    encoder: str,
+    encoder: str | nn.Module | Callable[[], nn.Module],
     tasks: str,
     *,
     definitions: dict[str, Task] | None = None,
     classes: int | None = None,
     seed: int | None = None,
-    pretrained: bool = False,
+    pretrained: bool | str = False,
+    frozen: bool = False,
+    head: str = "convolutions",
     architecture: str = "hard",
 ) -> MultiTaskModel:
     """A new model with random weights.
 
     Parameters
     ----------
-    encoder : one of `ENCODERS`, or "timm/<name>" for a network of timm.
+    encoder : one of `ENCODERS`, "timm/<name>" for a network of timm, or one of your own (`encoders.brought`): a class,
+        function or network, or "<file>.py:<name>".
     tasks : letters of its tasks.
     definitions : of the tasks, by letter, such as `data.tasks` gives them; None for the paper's.
     classes : number of classes of s; None for that of its definition (the paper's: Taskonomy's 18).
     seed : of the weights, the same on every machine; None draws from torch's global generator. Models that share a seed
-        start from the same encoder, and from the same decoder of a task. Networks of timm draw theirs in its own way.
-    pretrained : begin from timm's trained weights; for "timm/<name>" only.
+        start from the same encoder, and from the same decoder of a task. Networks of timm and of your own draw theirs
+        in their own way.
+    pretrained : begin from timm's trained weights, for "timm/<name>" only; or the path of a file of weights.
+    frozen : the encoder keeps its weights and statistics, also in training: only the decoders learn. Of "hard" only.
+    head : "convolutions", the decoder of Taskonomy; of "hard" also "linear" or "dense", see `heads`.
     architecture : how tasks share: "hard", one encoder; in the encoders "cross_stitch", "nddr" and "mtan"; between
         decoders "pad_net" and "mti_net". All but hard need two tasks, and all but hard and pad_net an encoder with four
         stages, as ours and most convolutional ones of timm have.
     """
     from mtrlib.models import architectures  # here: its networks are subclasses of the one above
 
+    encoder, pretrained = own.pinned(encoder), own.pinned_weights(pretrained)
     definitions = TASKS if definitions is None else definitions
     definitions = {letter: definitions[letter] for letter in parse(tasks, "".join(definitions))}
     if classes is not None and "s" in tasks:
@@ -99,25 +117,30 @@ def build(
         if seed is not None:
             torch.manual_seed(seed * 1000)
         body, latent = encoders.build(encoder, pretrained)
-    architectures.known(architecture, definitions)
+    if head not in HEADS:
+        raise ValueError(f"Parameter head should be one of {', '.join(HEADS)}. Found head = {head!r}.")
+    architectures.known(architecture, definitions, frozen=frozen, head=head)
     decoder = architectures.decoders(architecture, encoder, body, latent)
+    decoder = partial(HEADS[head], encoder, latent) if HEADS[head] else decoder
     decoders = {letter: decoder(task.channels) for letter, task in definitions.items()}
     if seed is not None:
-        if not encoder.startswith(encoders.TIMM):
+        if encoder in encoders.ENCODERS and not pretrained:
             _initialise(body, torch.Generator().manual_seed(seed * 1000))
         for letter, decoder in decoders.items():
             _initialise(decoder, torch.Generator().manual_seed(seed * 1000 + ord(letter)))
     generator = None if seed is None else torch.Generator().manual_seed(seed * 1000 + 1)
+    body.requires_grad_(not frozen)
     model = architectures.network(architecture, body, decoders, definitions, latent, generator)
-    return model.to(memory_format=torch.channels_last)
+    model.frozen = frozen
+    return model.to(memory_format=torch.channels_last).train()
 
 
 def folded(model: MultiTaskModel) -> MultiTaskModel:
     """A copy of a model in evaluation mode, its batch norms folded into the convolutions before them: the same outputs
-    but for rounding. Networks of timm stay as they are: only here does a batch norm that follows a convolution in its
-    module surely follow it in the forward pass."""
+    but for rounding. Encoders from elsewhere stay as they are: only here does a batch norm that follows a convolution
+    in its module surely follow it in the forward pass."""
     model = copy.deepcopy(model)
-    foreign = {part for module in model.modules() if isinstance(module, encoders.Timm) for part in module.modules()}
+    foreign = {part for module in model.modules() if isinstance(module, encoders.Features) for part in module.modules()}
     for module in set(model.modules()) - foreign:
         for name, after in pairwise(module._modules):
             convolution, norm = module._modules[name], module._modules[after]
@@ -132,7 +155,7 @@ def folded(model: MultiTaskModel) -> MultiTaskModel:
 
 def widths_of(encoder: str) -> tuple[int, ...]:
     """Channels behind each step of a decoder up by two, from the latent to the image."""
-    if encoder.endswith(("_small", "_tiny")) and encoder != "xception_small":
+    if encoder in encoders.ENCODERS and encoder.endswith(("_small", "_tiny")) and encoder != "xception_small":
         return (128, 64, 32) if encoder.endswith("_small") else (32, 16, 8)
     return (256, 128, 64, 48, 32)[6 - encoders.stride(encoder).bit_length() :]
 

@@ -1,12 +1,11 @@
 """The authors' checkpoints: their ResNets, by the names that their code gives to layers and tasks."""
 
-import os
 import re
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from mtrlib.models.checkpoints import faults, state_dict
 from mtrlib.models.network import MultiTaskModel, build
 from mtrlib.tasks import TASKS
 
@@ -33,7 +32,7 @@ def load_published(path: str | Path) -> MultiTaskModel:
     -------
     The model takes images in [0, 1] as all models do, and normalises them to the [-1, 1] that it was trained on.
     """
-    content = _state_dict(path)
+    content = state_dict(path)
     if all(name.startswith("module.") for name in content):
         content = {name.removeprefix("module."): value for name, value in content.items()}
     names = list(dict.fromkeys(name.split(".")[1] for name in content if name.startswith("task_to_decoder.")))
@@ -51,10 +50,10 @@ def load_published(path: str | Path) -> MultiTaskModel:
     classes = None if head is None or head.dim() != 4 else max(len(head), 1)
     with torch.device("meta"):
         expected = {name: build(name, tasks, classes=classes).state_dict() for name in _RESNETS}
-    faults = {name: _faults(state, expected[name], theirs) for name in _RESNETS}
-    encoder = min(_RESNETS, key=lambda name: len(faults[name]))
-    if faults[encoder]:
-        lines = "\n  ".join(["", *faults[encoder]])
+    wrong = {name: faults(state, expected[name], theirs) for name in _RESNETS}
+    encoder = min(_RESNETS, key=lambda name: len(wrong[name]))
+    if wrong[encoder]:
+        lines = "\n  ".join(["", *wrong[encoder]])
         raise ValueError(f"{path} should hold a model of {names}. Nearest to {encoder}, it has{lines}")
     model = build(encoder, tasks, classes=classes)
     counters = {name: torch.tensor(0) for name in expected[encoder] if name not in state}
@@ -62,38 +61,3 @@ def load_published(path: str | Path) -> MultiTaskModel:
     model.mean.fill_(0.5)
     model.deviation.fill_(0.5)
     return model.eval()
-
-
-def _state_dict(path: str | Path) -> dict[str, Tensor]:
-    if not os.path.isfile(path):
-        raise ValueError(f"Parameter path should be a checkpoint. There is no file {path}.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of whatever type: the file may hold anything
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" It asks for {refused[1]}." if refused else ""
-        raise ValueError(f"{path} should hold tensors and plain values only; nothing in it was run.{what}") from error
-    if isinstance(content, dict) and "state_dict" in content:
-        content = content["state_dict"]
-    entries = content.items() if isinstance(content, dict) else ()
-    if not entries or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in entries):
-        raise ValueError(f'{path} should be a state dict, or a dict with one under "state_dict".')
-    return content
-
-
-def _faults(state: dict[str, Tensor], expected: dict[str, Tensor], theirs: dict[str, str]) -> list[str]:
-    """What is wrong with a state dict, a line an entry; `theirs` are the names of its entries in the file."""
-    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
-    faults = [f"missing {name} {tuple(expected[name].shape)}" for name in missing]
-    faults += [f"of no use {theirs[name]}" for name in state if name not in expected]
-    for name in (name for name in expected if name in state):
-        value, shape = state[name], expected[name].shape
-        if value.shape != shape:
-            faults.append(f"of a wrong shape {theirs[name]}: {tuple(value.shape)} instead of {tuple(shape)}")
-        elif expected[name].is_floating_point() and not _finite(value):
-            faults.append(f"no finite numbers {theirs[name]}")
-    return faults
-
-
-def _finite(value: Tensor) -> bool:
-    return value.layout is torch.strided and value.is_floating_point() and bool(value.isfinite().all())

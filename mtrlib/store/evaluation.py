@@ -37,7 +37,7 @@ def attack_batch(
     if without_gradient is not None:
         losses = _watched(losses, without_gradient)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        return attacks.NAMED[attack.name](
+        return attack.function(
             losses,
             images,
             eps=attack.eps_255 / 255,

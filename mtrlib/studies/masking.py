@@ -39,7 +39,7 @@ def checks(errors: pd.DataFrame) -> pd.DataFrame:
     from scipy import stats  # takes long to import
 
     rows = []
-    rises = errors[errors.panel.str.startswith("masking")].assign(
+    rises = errors[errors.panel.str.startswith("masking ")].assign(
         gain=lambda chosen: chosen.adversarial_attacked_loss - chosen.clean_attacked_loss
     )
     for (weights, tasks), group in rises.groupby(["weights", "trained_tasks"], sort=False):

@@ -90,7 +90,7 @@ def curves(store: Store, specs: list[ModelSpec], compared: list[AttackSpec]) -> 
                 losses, history = attacks.recorded(losses)
                 budget = {"eps": attack.eps_255 / 255, "step_size": attack.step_size_255 / 255, "steps": attack.steps}
                 generator = torch.Generator().manual_seed(attack.seed)
-                attacks.NAMED[attack.name](losses, images, norm=attack.norm, generator=generator, **budget)
+                attack.function(losses, images, norm=attack.norm, generator=generator, **budget)
                 joint = torch.stack([row.sum(dim=0) for row in history]).cpu()
                 lines = {"loss": joint, "best": joint.cummax(dim=0).values}
                 means = {name: [step.mean().item() for step in steps] for name, steps in lines.items()}

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from mtrlib.data import example
-from mtrlib.studies.parameters import Study
+from mtrlib.studies.parameters import Attack, Study
 from mtrlib.studies.study import Cell, table
 from mtrlib.tasks import Task
 
 
 class NewDataset(Study):
     """Parameters of the notebook `new_dataset`: `example` takes the example, of which `write_example` writes the files
-    into `root`; `shown` images stand in its figure."""
+    into `root`; `shown` images stand in its figure; `attack` as in `RQ1`."""
 
+    attack_name: Attack = Field(alias="attack")
     example: bool
     shown: int = Field(ge=1, le=8)
 

@@ -6,18 +6,19 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from mtrlib import machine
 from mtrlib.data import NAMES, digest
 from mtrlib.data import tasks as defined
 from mtrlib.metrics import tables
-from mtrlib.models import encoders
-from mtrlib.specs import AttackSpec, DataSpec, Evaluation, ModelSpec, Place, Tasks, Training
+from mtrlib.models import encoders, own
+from mtrlib.models.heads import HEADS
+from mtrlib.specs import AttackSpec, DataSpec, Evaluation, ModelSpec, Place, Tasks, Training, known, known_attack
 from mtrlib.studies import kernel
 from mtrlib.tasks import Task, parse
 
@@ -35,13 +36,34 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Different = Annotated[list[T], AfterValidator(different)]
 Several = Annotated[list[T], Field(min_length=1), AfterValidator(different)]
-Encoder = Annotated[str, AfterValidator(encoders.known)]
 
 
-class Parameters(Training):
+def _as_given(check: Callable[[str], object]) -> Any:
+    """A text that `check` takes once `own.pinned` knows it; kept as it was given, so that it names itself elsewhere."""
+
+    def checked(name: str) -> str:
+        check(own.pinned(name))
+        return name
+
+    return Annotated[str, BeforeValidator(lambda given: given if isinstance(given, str) else own.pinned(given)),
+                     AfterValidator(checked)]  # fmt: skip
+
+
+def _weights(given: bool | str) -> bool | str:
+    own.pinned_weights(given)
+    return given
+
+
+Encoder = _as_given(encoders.known)
+Attack = _as_given(known_attack)
+Weights = _as_given(known)
+
+
+class Parameters(Training, serialize_by_alias=True):
     """Parameters that all notebooks share: data, model, training, and where results go.
 
-    `pretrained` lets the encoders that timm has weights for begin from them; others begin from random ones. `store`
+    `pretrained` lets the encoders that timm has weights for begin from them; others begin from random ones. A path lets
+    `encoder` begin from the weights of that file. `frozen` keeps it as it begins; `head` is of `heads.HEADS`. `store`
     holds trained models and errors, `released` is a file of released errors that are found in place of them, or "",
     `output` holds the notebook's tables; relative paths start at the repository, and ~, $NAME and ${NAME} are expanded.
     """
@@ -54,7 +76,9 @@ class Parameters(Training):
     test_images: Count
     tasks: Tasks
     encoder: Encoder
-    pretrained: bool
+    pretrained: Annotated[bool | str, AfterValidator(_weights)]
+    frozen: bool = False
+    head: Literal[tuple(HEADS)] = "convolutions"
     precision: Literal["auto", "float32", "bfloat16"]
     eps_255: Positive
     step_size_255: Positive
@@ -69,11 +93,10 @@ class Parameters(Training):
             raise ValueError(f"root should be the folder of the {self.data} files, found {self.root!r}")
         for kind, path in (("store", self.store), ("output", self.output)):
             machine.folder(machine.place(path), f"the {kind}", made=True)
-        if self.pretrained and not any(name.startswith(encoders.TIMM) for name in self.used):
+        if self.pretrained is True and not any(name.startswith(encoders.TIMM) for name in self.used):
             raise ValueError(f"pretrained should be false unless an encoder is timm/<name>, found {self.encoder!r}")
         try:
-            for encoder in self.used:
-                self.model(self.tasks, encoder=encoder)
+            list(self.needed())
         except ValidationError as error:
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
         return self
@@ -82,6 +105,11 @@ class Parameters(Training):
     def used(self) -> list[str]:
         """The encoders of the models."""
         return [self.encoder]
+
+    def needed(self) -> Iterator[object]:
+        """Specifications of each kind that a run needs: what is wrong in one is said before anything is computed."""
+        yield from (self.model(self.tasks, encoder=encoder) for encoder in self.used)
+        yield self.attack(self.tasks)
 
     @property
     def folder(self) -> Path | None:
@@ -100,6 +128,10 @@ class Parameters(Training):
     def model(self, tasks: str, seed: int = 0, weights: str = "uniform", encoder: str | None = None) -> ModelSpec:
         """The specification of a model of `tasks`, trained as these parameters say; `encoder` takes another."""
         encoder, (description, known) = encoder or self.encoder, self.described()
+        ours = encoder == self.encoder  # a file of weights fits one encoder
+        begin = self.pretrained if ours or self.pretrained is True else False
+        encoder = own.pinned(encoder)
+        begin = begin if isinstance(begin, str) else begin and encoder.startswith(encoders.TIMM)
         parse(tasks, "".join(known), self.data)
         data = {"name": self.data, "root": self.root or None, "size": self.size, "on_bad": self.on_bad}
         return ModelSpec(
@@ -107,7 +139,9 @@ class Parameters(Training):
             tasks=tasks,
             images=self.train_images or None,
             encoder=encoder,
-            pretrained=self.pretrained and encoder.startswith(encoders.TIMM),
+            pretrained=begin,
+            frozen=self.frozen,
+            head=self.head,
             seed=seed,
             weights=weights,
             precision=machine.precision() if self.precision == "auto" else self.precision,
@@ -116,8 +150,9 @@ class Parameters(Training):
 
     def attack(self, tasks: str, **changes: Any) -> AttackSpec:
         """The specification of the attack on `tasks`, with some fields changed."""
-        own = {name: getattr(self, name) for name in AttackSpec.model_fields if name in type(self).model_fields}
-        return AttackSpec(**{**own, "tasks": tasks, "images": self.test_images, **changes})
+        given = {name: getattr(self, name) for name in AttackSpec.model_fields if name in type(self).model_fields}
+        given["name"] = getattr(self, "attack_name", "pgd")
+        return AttackSpec(**{**given, "tasks": tasks, "images": self.test_images, **changes})
 
     def evaluation(
         self, model: ModelSpec, attacked: str, epoch: int | None = None, source: ModelSpec | None = None, **changes: Any
@@ -154,7 +189,7 @@ def check(namespace: dict[str, Any], kind: type[Parameters]) -> Any:
     found and what is allowed.
     """
     tables.show_whole()
-    declared = kind.model_fields
+    declared = {field.alias or name: field for name, field in kind.model_fields.items()}
     values = {name: namespace[name] for name in declared if name in namespace}
     no_values = (types.ModuleType, Callable)
     names = {name for name, value in namespace.items() if name[0] != "_" and not isinstance(value, no_values)}
@@ -163,7 +198,8 @@ def check(namespace: dict[str, Any], kind: type[Parameters]) -> Any:
     unknown = sorted((names & namespace.get("_checked_names", names)) - set(declared))
     allowed = f"Allowed: {', '.join(declared)}"
     faults = [f"Unknown parameter {name} = {namespace[name]!r}. {allowed}." for name in unknown]
-    faults += [f"Parameter {name} is missing." for name in declared if name not in values]
+    needed = (name for name, field in declared.items() if field.is_required() or name in Training.model_fields)
+    faults += [f"Parameter {name} is missing." for name in needed if name not in values]
     try:
         parameters = kind(**values)
     except ValidationError as error:

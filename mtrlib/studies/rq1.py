@@ -3,12 +3,13 @@ supplement, tables 2 to 6 and figures 1 to 11)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mtrlib.data import letters
-from mtrlib.studies.parameters import Count, Encoder, Positive, Several, Study
+from mtrlib.studies.parameters import Attack, Count, Encoder, Positive, Several, Study
 from mtrlib.studies.study import Cell, matched_l2_eps_255, table
 from mtrlib.tasks import canonical, parse
 
@@ -16,11 +17,13 @@ from mtrlib.tasks import canonical, parse
 class RQ1(Study):
     """Parameters of the notebook `rq1_auxiliary_tasks`.
 
+    attack : of `attacks.NAMED`, or a function of your own, "<file>.py:<function>"; every panel is made with it.
     more_tasks : letters beside `tasks` whose models of one and two tasks are compared by their errors; those that the
         data set has no labels of are left out, so that `data` can be changed alone.
     eps_panel, steps_panel, encoders : what the panels vary.
     """
 
+    attack_name: Attack = Field(alias="attack")
     more_tasks: Annotated[str, AfterValidator(lambda letters: letters and parse(letters))]
     eps_panel: Several[Positive]
     steps_panel: Several[Count]
@@ -37,6 +40,10 @@ class RQ1(Study):
     @property
     def used(self) -> list[str]:
         return [self.encoder, *self.encoders]
+
+    def needed(self) -> Iterator[object]:
+        yield from super().needed()
+        yield self.attack(self.tasks, norm="l2")
 
     @property
     def figure_tasks(self) -> str:

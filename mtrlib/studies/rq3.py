@@ -3,14 +3,15 @@ masked gradients."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from itertools import permutations, product
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from mtrlib import attacks
 from mtrlib.specs import FIXED, WEIGHTS, Evaluation, ModelSpec, Tasks
-from mtrlib.studies.parameters import Count, Different, Positive, Several, Study
+from mtrlib.studies.parameters import Attack, Count, Different, Positive, Several, Study, Weights
 from mtrlib.studies.study import Cell
 from mtrlib.tasks import canonical
 from mtrlib.training.weights import published
@@ -23,8 +24,9 @@ class RQ3(Study):
     """Parameters of the notebook `rq3_task_weights`. Pairs that no weights are published for are left out of that
     weighting (`has_weights`).
 
-    attacks : of `attacks.NAMED`, those that are compared on every model; PGD, Auto-PGD and both WGDs among them.
-    balancers : weights beside the uniform and the published ones, of `specs.WEIGHTS`.
+    attacks : of `attacks.NAMED`, or of your own, "<file>.py:<function>": those that are compared on every model; PGD,
+        Auto-PGD and both WGDs among them.
+    balancers : weights beside the uniform and the published ones, of `specs.WEIGHTS` or "<file>.py:<function>".
     own_weights : weights of your own, by pair, main task first: {"sd": [1.0, 0.1]} weighs s with 1 and d with .1. Those
         pairs make one weighting more, "own".
     masked_pairs : pairs, main task first, whose models are searched for masked gradients; those that are not of `tasks`
@@ -32,8 +34,8 @@ class RQ3(Study):
     many_steps, square_queries : of the strongest PGD and of Square in that search.
     """
 
-    attacks: Different[Literal[tuple(attacks.NAMED)]]
-    balancers: Different[Literal[tuple(w for w in WEIGHTS if w not in FIXED)]]
+    attacks: Different[Attack]
+    balancers: Different[Weights]
     own_weights: dict[str, Annotated[list[Positive], Field(min_length=2, max_length=2)]]
     masked_pairs: Several[Tasks]
     many_steps: Count
@@ -43,6 +45,9 @@ class RQ3(Study):
     def _pairs(self) -> RQ3:
         if not {"pgd", "apgd", "wgd", "wgd_inverse"} <= set(self.attacks):
             raise ValueError(f"attacks should have pgd, apgd, wgd and wgd_inverse among them, found {self.attacks}")
+        if fixed := [name for name in self.balancers if name in FIXED or re.fullmatch(r"[\d.e:+-]+", name)]:
+            allowed = ", ".join(name for name in WEIGHTS if name not in FIXED)
+            raise ValueError(f"balancers should be out of {allowed}, or <file>.py:<function>, found {fixed[0]!r}")
         for pair in self.own_weights:
             if len(pair) != 2 or len(set(pair) & set(self.tasks)) != 2:
                 raise ValueError(f"own_weights should be by pairs of letters out of {self.tasks!r}, found {pair!r}")
@@ -57,6 +62,11 @@ class RQ3(Study):
         if self.many_steps <= self.steps:
             raise ValueError(f"many_steps should be more than steps = {self.steps}, found {self.many_steps}")
         return self
+
+    def needed(self) -> Iterator[object]:
+        yield from super().needed()
+        yield from (self.attack(self.tasks, name=name) for name in self.attacks)
+        yield from (self.model(self.tasks[:2], weights=weights) for weights in self.balancers)
 
     @property
     def weightings(self) -> list[str]:

@@ -142,8 +142,10 @@ def forward_operations(spec: ModelSpec, definitions: dict[str, Task] | None = No
 def _operations(encoder: str, size: int, tasks: tuple[Task, ...]) -> tuple[int, dict[str, int]]:
     """Of the encoder and of each task's decoder, counted on tensors that have shapes and no content."""
     definitions = {task.letter: task for task in tasks}
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        models.build(encoder, "".join(definitions), definitions=definitions).eval()(torch.zeros(1, 3, size, size))
+    with torch.device("meta"), torch.no_grad():
+        model = models.build(encoder, "".join(definitions), definitions=definitions).eval().to("meta")
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, 3, size, size))
     counts = {name: sum(of.values()) for name, of in counter.get_flop_counts().items()}
     decoders = {letter: counts[f"MultiTaskModel.decoders.{letter}"] for letter in definitions}
     return counts["Global"] - sum(decoders.values()), decoders

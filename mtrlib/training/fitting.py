@@ -57,7 +57,7 @@ def fit(
     if start:
         model.start_from(start)
     model = model.to(device)
-    optimizer = optimizer_of(spec, dict(model.named_parameters()))
+    optimizer = optimizer_of(spec, _learning(model))
     balance = weights.balancer(spec.weights, spec.tasks)
     resumed = folder / "resume.safetensors"
     history = _resume(resumed, spec, model, optimizer, balance)
@@ -80,11 +80,11 @@ def fit(
     return history
 
 
-def build(spec: ModelSpec, tasks: dict[str, Task], pretrained: bool = False) -> models.MultiTaskModel:
+def build(spec: ModelSpec, tasks: dict[str, Task], pretrained: bool | str = False) -> models.MultiTaskModel:
     """The untrained model of a specification; `tasks` are the definitions of its data set, as `Dataset.tasks`.
     `pretrained` fetches the weights that its encoder begins from, if it has any."""
-    more = {"pretrained": pretrained, "architecture": spec.architecture}
-    return models.build(spec.encoder, spec.tasks, definitions=tasks, seed=spec.seed, **more)
+    form = {"frozen": spec.frozen, "head": spec.head, "architecture": spec.architecture}
+    return models.build(spec.encoder, spec.tasks, definitions=tasks, seed=spec.seed, pretrained=pretrained, **form)
 
 
 def optimizer_of(spec: ModelSpec, parameters: dict[str, Tensor]) -> torch.optim.Optimizer:
@@ -123,7 +123,7 @@ def epoch_losses(
     device: torch.device | str,
     epoch: int,
     advance: Callable[[int], object] = lambda images: None,
-    balance: weights.GradNorm | weights.Aggregated | None = None,
+    balance: weights.GradNorm | weights.Aggregated | weights.Own | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Train one epoch (counted from 1). Yields, of each step, the task losses, (T,), and the lengths of the gradients
     of the encoder (with what else is in no decoder) and of each decoder, (1 + T,), on the device: no step waits for the
@@ -159,7 +159,7 @@ def epoch_losses(
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed((spec.seed * 1_000_003 + epoch) * 1_000_003 + step)
                 weights.step(balance, model, latent, losses, cut)
-        norms = [nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups]
+        norms = [nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]).to(device) for group in groups]
         optimizer.step()
         advance(len(index))
         yield torch.stack(losses).detach(), torch.stack(norms)
@@ -235,7 +235,12 @@ def _resume(path: Path, spec: ModelSpec, model, optimizer, balance) -> list[dict
 
 def _with_views(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[tuple[str, Tensor], Tensor]]:
     """Each named parameter with the optimizer's view of it."""
-    return zip(model.named_parameters(), optimizer.param_groups[0]["params"], strict=True)
+    return zip(_learning(model).items(), optimizer.param_groups[0]["params"], strict=True)
+
+
+def _learning(model: nn.Module) -> dict[str, Tensor]:
+    """The named parameters that are trained: all but those of a frozen encoder."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

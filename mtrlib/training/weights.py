@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mtrlib.specs import FIXED, known
+from mtrlib.models.own import find, is_own
+from mtrlib.specs import FIXED, known, weigh
 
 
 def task_weights(weights: str, tasks: str) -> tuple[float, ...]:
@@ -48,8 +49,10 @@ def published() -> pd.DataFrame:
     return table.set_index(table.main + table.auxiliary)[["main_weight", "auxiliary_weight"]]
 
 
-def balancer(weights: str, tasks: str) -> GradNorm | Aggregated | None:
+def balancer(weights: str, tasks: str) -> GradNorm | Aggregated | Own | None:
     """What weighs the gradients of a step, by the name of the scheme; None where the weights are fixed."""
+    if is_own(weights):
+        return Own(weights)
     if weights in FIXED or ":" in weights:
         return None
     return GradNorm(len(tasks)) if weights == "gradnorm" else Aggregated(weights)
@@ -188,12 +191,40 @@ class Aggregated:
         return {name: module for name, module in self.aggregator.named_modules() if hasattr(module, "reset")}
 
 
+class Own:
+    """Weights by a function of the user's, see `specs.weigh`: of encoder and decoders alike, anew in each step. What it
+    draws from torch's global generator is seeded; beside the first losses it has no memory, so that a training that is
+    continued is the same."""
+
+    def __init__(self, name: str):
+        self.name, self.first = name, None
+        find(name)
+
+    def backward(self, encoder: nn.Module, latent: Tensor, at_latent: list[Tensor], losses: Tensor) -> Tensor:
+        """Sets the gradients of the encoder; see `step`. Returns the weights of the decoders, (T,)."""
+        self.first = losses.clone() if self.first is None else self.first.to(losses.device)
+        norms = torch.stack([gradient.float().norm() for gradient in at_latent])
+        weights = weigh(self.name, losses, self.first, norms)
+        latent.backward(sum(w * gradient for w, gradient in zip(weights, at_latent, strict=True)))
+        return weights
+
+    def state(self) -> dict[str, Tensor]:
+        """What a training that is continued needs."""
+        return {} if self.first is None else {"first": self.first}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Continue from a `state`."""
+        self.first = state.get("first")
+
+
 def _own(module: nn.Module) -> list[str]:
     """The names of its buffers, and of the attributes that torch knows nothing of."""
     return [*module._buffers, *(name for name in vars(module) if name not in vars(nn.Module()))]
 
 
-def step(balance: GradNorm | Aggregated, model: nn.Module, latent: Tensor, losses: list[Tensor], cut: Tensor) -> None:
+def step(
+    balance: GradNorm | Aggregated | Own, model: nn.Module, latent: Tensor, losses: list[Tensor], cut: Tensor
+) -> None:
     """Sets the gradients of all parameters of a multi-task model, as a balancer weighs them. `latent` is the output of
     the encoder, with its graph; `losses` are scalars in the order of the decoders, computed from `cut`, the latent
     detached and requiring a gradient."""
