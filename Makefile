@@ -38,7 +38,7 @@ CORES := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 JOBS = $(if $(filter smoke,$(TIER)),$(CORES),1)
 ONE_THREAD = $(if $(filter-out 1,$(JOBS)),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1})
 
-.PHONY: reproduce reanalyse release batch batch-plan decide notebooks report test test-slurm lint types docs audit clean
+.PHONY: reproduce reanalyse release release-models batch batch-plan decide notebooks report test test-slurm lint types docs audit clean
 .DELETE_ON_ERROR:
 
 # Not those that show what a model predicts: they have to train one.
@@ -69,6 +69,10 @@ decide: .venv/installed
 # After make batch: what it computed, in one file.
 release: .venv/installed
 	$(BIN)/python -m mtrlib release params/$(TIER) $(RESULTS) --notebooks $(shell echo $(READ) | tr ' ' ,)
+
+# Trained networks for models.load; MODELS="rooms/sd-v1=KEY ..." with keys that `mtrlib plan` prints.
+release-models: .venv/installed
+	$(BIN)/python -m mtrlib release-models params/$(TIER) results/models $(MODELS)
 
 # Execute the committed notebooks again, in place, with their defaults.
 notebooks: .venv/installed

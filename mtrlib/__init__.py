@@ -5,9 +5,19 @@ the product; this package is the thin library under them.
 """
 
 import os
+from typing import Any
 
 # Read by OpenMP as PyTorch loads, so import this package first: threads that wait give their core back. What that is
 # worth depends on the machine: `benchmarks/busy.py` measures it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`benchmark`, loaded when it is asked for: it needs everything else."""
+    if name == "benchmark":
+        from mtrlib.batch.benchmark import benchmark
+
+        return benchmark
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

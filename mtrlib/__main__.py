@@ -74,6 +74,23 @@ def release(options: argparse.Namespace) -> int:
     return 0
 
 
+def release_models(options: argparse.Namespace) -> int:
+    from mtrlib import machine
+    from mtrlib.batch import board
+
+    needs, folder = _needs(options), machine.place(options.results)
+    named = dict(each.rpartition("=")[::2] for each in options.named)
+    if unknown := {key for key in named.values() if key not in needs.models} | {"" for name in named if not name}:
+        raise ValueError(
+            f"Models should be given as NAME=KEY, with keys that `mtrlib plan {options.folder}` prints. Found no model "
+            f"{', '.join(sorted(unknown))}."
+        )
+    for name, key in named.items():
+        board.release(needs.store, needs.models[key], name, folder)
+        sys.stdout.write(f"{folder / name}.safetensors\n")
+    return 0
+
+
 def check_data(options: argparse.Namespace) -> int:
     from mtrlib import data, machine
     from mtrlib.data import checks
@@ -145,6 +162,14 @@ def page(options: argparse.Namespace) -> int:
     return 0
 
 
+def make_board(options: argparse.Namespace) -> int:
+    from mtrlib import machine
+    from mtrlib.batch import board
+
+    sys.stdout.write(f"{board.write(machine.folder(Path(machine.expanded(options.results)), 'the board'))}\n")
+    return 0
+
+
 def completion(options: argparse.Namespace) -> int:
     import shtab
 
@@ -156,6 +181,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "folder": {"help": "of the parameters, such as params/smoke"},
     "notebook": {"help": "its name, without .ipynb"},
     "keys": {"nargs": "*", "metavar": "KEY", "help": "of a model"},
+    "named": {"nargs": "+", "metavar": "NAME=KEY", "help": "of a model, such as rooms/sd-v1=8f9928b3a28ebd1c"},
     "results": {"help": "the folder of results, such as results/laptop"},
     "data": {"help": "the name of the data set, such as taskonomy or folder"},
     "root": {"help": "the folder of its files"},
@@ -176,6 +202,8 @@ COMMANDS: dict[str, tuple[Callable, str, tuple[str, ...]]] = {  # what runs, wha
     "notebook": (job, "run one notebook", (*_CHOSEN, "notebook", "--log")),
     "decide": (decide, "add seeds where they decide most, until the hours are spent", (*_CHOSEN, "--hours")),
     "release": (release, "write the errors that notebooks need into one file, errors.parquet", (*_CHOSEN, "results")),
+    "release-models": (release_models, "write trained models for models.load", (*_CHOSEN, "results", "named")),
+    "board": (make_board, "write index.html beside the entries of a board, *.json", ("results",)),
     "check-data": (check_data, "read all files of a data set: what would stop a run?", _CHECKED),
     "report": (page, "write index.html beside executed notebooks, their tables and figures", ("results",)),
     "completion": (completion, 'print what completes commands: eval "$(mtrlib completion bash)"', ("shell",)),

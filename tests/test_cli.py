@@ -37,7 +37,7 @@ def test_bash_completes_commands_options_and_folders(capfd, tmp_path):
         done = subprocess.run(["bash", "-c", f"{script}\n{asked}"], capture_output=True, text=True, cwd=tmp_path)
         return set(done.stdout.split())
 
-    assert completed("re") == {"release", "report"}
+    assert completed("re") == {"release", "release-models", "report"}
     assert completed("plan", "pa") == {"params"}, "folders, no files"
     assert completed("evaluate", "--no") == {"--notebooks"}
     assert completed("completion", "z") == {"zsh"}
