@@ -154,7 +154,8 @@ def test_a_tier_needs_each_model_and_attack_once(tier):
         kind, study = batch.NOTEBOOKS[name]
         for cell in study(parameters.check(dict(given), kind)) if study else []:
             e = cell.evaluation
-            models |= {spec.key for spec in (e.model, e.source) if spec is not None}
+            used = [spec for spec in (e.model, e.source) if spec is not None]
+            models |= {each.key for spec in used for each in (spec, *spec.starts)}
             attacks.add(e)
     assert set(found.models) == models
     assert {spec.key for spec in found.models.values()} == models

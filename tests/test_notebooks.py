@@ -54,7 +54,10 @@ def test_a_notebook_is_calls_and_reading_not_machinery(path):
     assert kinds.count(ast.FunctionDef) <= 1
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+RELEASED = [path for path in NOTEBOOKS if path.stem != "rq6_architectures"]  # of that one no errors are, yet
+
+
+@pytest.mark.parametrize("path", RELEASED, ids=lambda p: p.stem)
 def test_the_laptop_tier_with_its_released_errors_is_the_default_of_the_notebook(path):
     laptop, defaults = batch.read(ROOT / "params" / "laptop")[path.stem], batch.defaults(path.stem)
     shows_a_model = path.stem in ("tour", "new_dataset")  # so that it has to train one

@@ -194,6 +194,7 @@ def title(needs: Needs, kind: str, of: Iterable[str]) -> str:
     numbers, named = [str(keys.index(key) + 1) for key in chosen[:4]], []
     for spec in (needs.models[key] for key in chosen[:4]):
         weights = "" if spec.weights == "uniform" else f", {spec.weights}"
+        weights += "" if spec.architecture == "hard" else f", {spec.architecture}"
         named.append(f"{spec.tasks}, {spec.encoder}{weights}, seed {spec.seed}")
     more = f" and {len(chosen) - 4} more" if len(chosen) > 4 else ""
     return f"{kind} {'; '.join(named)}{more} ({', '.join(numbers)}{more} of {len(keys)} models)"

@@ -142,7 +142,7 @@ def of_proxies(frames: dict[str, pd.DataFrame], truth: pd.DataFrame, seeds: int,
 
 
 QUESTIONS: dict[str, Callable[..., Iterator[dict]]] = {"rq1": rq1, "rq2": rq2, "rq3": rq3, "rq4": rq4, "rq5": rq5}
-QUESTIONS["rq6"] = rq6
+QUESTIONS |= {"rq6": rq6}
 PROXIES = {"early stopping": "early", "cheaper encoder": "surrogate", "one step": "fgsm"}  # and their panels
 
 

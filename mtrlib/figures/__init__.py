@@ -5,6 +5,7 @@ paper's."""
 
 from mtrlib.figures.findings import findings
 from mtrlib.figures.pictures import images, labels
+from mtrlib.figures.sharing import by_setting
 from mtrlib.figures.style import COLOURS, MARKERS, colour, marker_of, write
 from mtrlib.figures.theory import chains, curves, predicted
 from mtrlib.figures.vulnerabilities import bars, errors, heat_maps, lines, proxies, ratios

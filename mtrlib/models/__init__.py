@@ -1,5 +1,7 @@
-"""Encoders, decoders and the network of both: images in [0, 1] to a map a task, normalisation inside; released ones. How
-tasks share is the architecture: one encoder ("hard"), or a file each: cross_stitch, nddr, mtan, pad_net, mti_net."""
+"""Encoders, decoders and the network of both: images in [0, 1] to a map a task, normalisation inside; released models.
+
+How tasks share is the architecture: one encoder ("hard"), or a file each: cross_stitch, nddr, mtan, pad_net, mti_net.
+"""
 
 from mtrlib.models.architectures import ARCHITECTURES
 from mtrlib.models.encoders import ENCODERS
