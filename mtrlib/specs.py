@@ -202,6 +202,8 @@ class ModelSpec(Training):
             allowed = f"a multiple of {stride} from {2 * stride} on for {self.encoder}"
             raise ValueError(f"size should be {allowed}. Found {self.data.size}.")
         encoders.refuse_unfit(self.encoder, self.data.size)
+        if isinstance(self.pretrained, str) and own.is_own(self.pretrained, here=True):
+            encoders.build(self.encoder, self.pretrained)  # the weights fit, or it is said
         if self.pretrained is True and not self.encoder.startswith(encoders.TIMM):
             raise ValueError(f"pretrained should be false for {self.encoder}: only timm/<name> has trained weights")
         if self.frozen and not (self.pretrained or own.is_own(self.encoder)):

@@ -124,4 +124,5 @@ def test_no_notebook_sets_a_parameter_after_its_check(name):
     targets = [target for line in lines for target in getattr(line, "targets", None) or [line.target]]
     names = {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}
     assert names
-    assert not names & set(batch.NOTEBOOKS[name][0].model_fields)
+    fields = batch.NOTEBOOKS[name][0].model_fields
+    assert not names & {field.alias or each for each, field in fields.items()}

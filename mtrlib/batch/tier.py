@@ -24,9 +24,10 @@ import yaml
 
 import mtrlib
 from mtrlib import machine, sealed, studies
+from mtrlib.models import own
 from mtrlib.specs import Evaluation, ModelSpec
 from mtrlib.store import Store
-from mtrlib.studies import new_dataset, rq1, rq2, rq3, rq4, rq6
+from mtrlib.studies import new_dataset, new_method, rq1, rq2, rq3, rq4, rq6
 from mtrlib.studies.fidelity import ladder
 from mtrlib.studies.parameters import Parameters, check
 from mtrlib.studies.tour import Tour
@@ -41,6 +42,7 @@ NOTEBOOKS: dict[str, tuple[type[Parameters], Callable[[Any], list[studies.Cell]]
     "rq6_architectures": (rq6.RQ6, rq6.cells),
     "fidelity": (ladder.Fidelity, ladder.trained),
     "new_dataset": (new_dataset.NewDataset, new_dataset.cells),
+    "new_method": (new_method.NewMethod, new_method.cells),
 }
 
 
@@ -265,9 +267,14 @@ def _mark(needs: Needs, kind: str, of: tuple[str, ...]) -> Path:
         return folder / (of[0] if len(of) == 1 else _digest(*of))
     if kind == "evaluated":
         return folder / _digest(*(e.key for e in evaluations(needs, of)))
-    values = needs.parameters[of[0]].model_dump_json()
+    parameters = needs.parameters[of[0]]
+    brought = [own.pinned_weights(parameters.pretrained)]  # files of the user's may change
+    for value in parameters.model_dump().values():
+        several = value if isinstance(value, list) else [value]
+        brought += [own.pinned(each) for each in several if isinstance(each, str)]
     cells = json.loads((machine.root() / "notebooks" / f"{of[0]}.ipynb").read_text())["cells"]
-    return folder / f"{of[0]}-{_digest(values, _library(), *(''.join(cell['source']) for cell in cells))}"
+    sources = ("".join(cell["source"]) for cell in cells)
+    return folder / f"{of[0]}-{_digest(parameters.model_dump_json(), str(brought), _library(), *sources)}"
 
 
 def _digest(*parts: str) -> str:

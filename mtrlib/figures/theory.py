@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mtrlib.figures.style import colour, letters_of, mark, marker_of, panels, styled, task_marks
+from mtrlib.models.own import short
 from mtrlib.tasks import Task, canonical
 
 
@@ -85,7 +86,7 @@ def curves(table: pd.DataFrame) -> Figure:
     for axis, ((weights, tasks), rows) in zip(axes[0], groups, strict=True):
         for number, (attack, line) in enumerate(rows.groupby("attack", sort=False)):
             style = {"color": str(0.55 * (number % 3) / 2), "linestyle": styles[number % 7], "linewidth": 2}
-            axis.plot(line.step, line.best, label=attack, marker="osD^vP*"[number % 7], markevery=0.2, **style)
+            axis.plot(line.step, line.best, label=short(attack), marker="osD^vP*"[number % 7], markevery=0.2, **style)
         axis.set(title=f"{tasks}, {weights} weights", xlabel="attack steps")
     axes[0][0].set_ylabel("joint loss, best so far\n(mean over images)")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", title="attack")

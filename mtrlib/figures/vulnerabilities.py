@@ -8,6 +8,7 @@ from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, NullLocat
 
 from mtrlib.figures.style import colour, letters_of, mark, marker_of, named, panels, reach, styled, task_marks
 from mtrlib.metrics import tables
+from mtrlib.models.own import short
 from mtrlib.tasks import TASKS, Task
 
 UNITS = dict.fromkeys(("clean error", "adversarial error"), "in the unit of the task")
@@ -136,7 +137,7 @@ def ratios(table: pd.DataFrame, label: str, xlabel: str) -> Figure:
         place = [names.index(name) + shift for name in rows[label]]
         style = {"fmt": "o", "color": "black", "markerfacecolor": fill}
         axis.errorbar(rows.ratio, place, xerr=reach(rows, "ratio"), label=attacked, **style)
-    axis.set_yticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), [short(str(name)) for name in names])
     axis.invert_yaxis()
     axis.set(xscale="log", xlabel=xlabel)
     low, high = max(axis.get_xlim()[0], 0.1), min(axis.get_xlim()[1], 10)  # few cells have intervals without end

@@ -60,7 +60,10 @@ def refuse_unfit(name: str, size: int) -> None:
         encoder = _untrained(name, device)
         device = next((each.device for each in encoder.parameters()), torch.device("cpu"))
         try:
-            encoder(torch.full((2, 3, size, size), 0.5, device=device, requires_grad=True)).sum().backward()
+            features = encoder(torch.full((2, 3, size, size), 0.5, device=device, requires_grad=True))
+            features.sum().backward()
+            if features.shape[:2] != (2, encoder.channels):
+                raise ValueError(f"its last feature map is {tuple(features.shape)} for two images")
             return
         except Exception as error:  # of whatever type: it is not ours
             if device.type == "cpu" or " meta " not in str(error):  # which not every network runs on

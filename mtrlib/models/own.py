@@ -51,7 +51,7 @@ def pinned(brought: Any) -> Any:
         digest = hashlib.sha256(content).hexdigest()[:16]
         shown = path.relative_to(machine.root()) if path.is_relative_to(machine.root()) else path
         name = f"{shown.as_posix()}:{named['name']}@{digest}"
-        _KNOWN[name] = _defined(path, content, f"mtrlib_own_{digest}", named["name"])
+        _KNOWN[name] = _defined(shown, content, f"mtrlib_own_{digest}", named["name"])
         return name
     if not callable(brought) and not (isinstance(brought, dict) and brought):
         return brought
@@ -79,6 +79,12 @@ def is_own(name: str, here: bool = False) -> bool:
     """Whether a name is one of `pinned`, of this process or another; `here`: of this process."""
     named = _NAME.fullmatch(name)
     return name in _KNOWN if here else named is not None and named["digest"] is not None
+
+
+def short(name: str) -> str:
+    """For tables and figures: "mine" of "my_file.py:mine", with or without a digest; else the name as it is."""
+    named = _NAME.fullmatch(name)
+    return named["name"] if named else name
 
 
 def find(name: str) -> Any:
