@@ -96,7 +96,7 @@ def test_numbers_of_an_entry_by_hand():
     found = benchmark._numbers(rows_by_hand())
     means = {task: {name: round(of[0], 6) for name, of in found["errors"][task].items()} for task in "sd"}
     assert means["s"] == {"clean": 0.3, "pgd": 0.4, "square": 0.695, "worst": 0.695}
-    assert means["d"] == {"clean": 1.5, "pgd": 4.5, "square": 1.5, "worst": 4.5}, "the worst of any attacked set"
+    assert means["d"] == {"clean": 1.5, "pgd": 4.5, "square": 1.75, "worst": 4.5}, "the worst of any attacked set"
     assert found["times"]["s"][0] == pytest.approx((0.6 / 0.2 * 0.79 / 0.4) ** 0.5)
     assert found["times"]["d"][0] == pytest.approx(3)
     assert found["times"]["all"][0] == pytest.approx((found["times"]["s"][0] * 3) ** 0.5)
@@ -116,7 +116,7 @@ def test_the_worst_case_of_an_image_may_be_the_clean_one():
 
 
 def test_gradients_that_mislead_are_said(judge):
-    """Values as they are, gradients turned round: Square finds what PGD does not."""
+    """Gradients turned round: Square finds what PGD does not. Nothing of it is taken for the model of the same maps."""
     entry = judge(lambda images: brightness(2 * images.detach() - images))
     assert any(of.startswith("square errs ") for of in entry.unreliable)
     assert entry.errors["d"]["worst"][0] == max(of[0] for of in entry.errors["d"].values())
@@ -216,12 +216,9 @@ def test_corruptions_are_those_of_their_words_and_treat_each_image_by_itself():
         noisy = corruptions.corrupted(images[:, :, :, :16], "noise", severity).float() / 255
         expected = (128 / 255 + spread * torch.randn(10**5)).clamp(0, 1).std().item()
         assert noisy.std().item() == pytest.approx(expected, rel=0.05)
-    assert corruptions.corrupted(images, "contrast", 1).float().std() == pytest.approx(0.4 * 36, rel=0.03)
-    assert corruptions.corrupted(images, "blur", 5)[0, 0, 0, [0, 15, 31]].tolist() == [
-        128,
-        pytest.approx(153, abs=5),
-        200,
-    ]
+    assert corruptions.corrupted(images, "contrast", 3).float().std() == pytest.approx(0.4 * 36, rel=0.03)
+    blurred = corruptions.corrupted(images, "blur", 5)[0, 0, 0]  # sigma 1 pixel: 30 % lie beyond the next edge
+    assert blurred[[0, 15, 31]].tolist() == [128, pytest.approx(128 + 0.3 * 72, abs=1), 200]
     view = rooms(size=32, limit=3).images
     for kind in corruptions.CORRUPTIONS:
         spoiled = [corruptions.corrupted(view, kind, severity) for severity in range(1, 6)]
@@ -366,7 +363,7 @@ def test_the_committed_page_is_that_of_the_committed_entries(tmp_path):
 
 
 # Clicks and choices of a reader, in a frame as wide as a screen; what is then seen, as JSON.
-READER = """<!doctype html><body><iframe width="{width}" height="900" srcdoc="{page}"></iframe><pre></pre><script>
+READER = """<!doctype html><body><iframe width="{width}" height="900" src="{page}"></iframe><pre></pre><script>
 const frame = document.querySelector("iframe"), told = [];
 frame.onload = () => {{
   const page = frame.contentDocument, choose = (name, value) => {{
@@ -395,7 +392,7 @@ frame.onload = () => {{
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_reader_sorts_and_filters_in_a_browser(folder, width, tmp_path):
     assert CHROMIUM, "MTRLIB_CHROMIUM=required, and there is no chromium"
-    page = html.escape((folder / "index.html").read_text())
+    page = (folder / "index.html").as_uri()
     (tmp_path / "reader.html").write_text(READER.format(width=width, page=page))
     document, complaints = opened(tmp_path / "reader.html")
     assert complaints == []
@@ -435,7 +432,8 @@ def test_an_address_says_how_the_page_is_sorted_and_chosen(folder):
 def opened(page, hash="") -> tuple[str, list[str]]:
     """The document as the browser has it, and what its console says."""
     options = "--headless --no-sandbox --disable-gpu --disable-background-networking --enable-logging=stderr --dump-dom"
-    command = [CHROMIUM, *options.split(), "--window-size=1300,1000", page.as_uri() + hash]
+    frames = ["--window-size=1300,1000", "--allow-file-access-from-files"]
+    command = [CHROMIUM, *options.split(), *frames, page.as_uri() + hash]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 

@@ -13,6 +13,7 @@ import inspect
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -88,11 +89,12 @@ def benchmark(
     if device is None:
         device = weights[0].device if weights else "cpu"
     judged = _Judged(model, dataset)
-    rules = _rules(judged, dataset.batch(slice(0, batch_size), device))
+    without_gradient, marks = _rules(judged, dataset.batch(slice(0, batch_size), device))
     source = _source(name, data, dataset)
     train = partial(load, data, split="train", limit=256, **options)
     at = {"device": device, "batch_size": batch_size}
-    rows, cost = _measured(judged, dataset, source, steps, train, machine.place(folder) / "parts", at)
+    of = {"steps": steps, "gradients": marks, "code": sources.digests(["attacks"])}
+    rows, cost = _measured(judged, dataset, source, of, train, machine.place(folder) / "parts", at)
     entry = valid(
         Entry,
         **told.model_dump(),
@@ -100,7 +102,7 @@ def benchmark(
         **{"data": data, "size": size, "images": len(dataset), "protocol": protocol, "source": source},
         parameters=sum(each.numel() for each in weights) if weights else None,
         units={letter: task.unit for letter, task in dataset.tasks.items()},
-        without_gradient=rules,
+        without_gradient=without_gradient,
         cost={what: round(spent / (1 if what == "seconds" else len(dataset)), 1) for what, spent in cost.items()},
         written_by=machine.describe() | {"computed_on": torch.device(device).type},
     )
@@ -118,7 +120,9 @@ class _Judged(nn.Module):
         model = model.eval() if isinstance(model, nn.Module) else model
         model = models.folded(model).requires_grad_(False) if isinstance(model, MultiTaskModel) else model
         ask = model.forward if isinstance(model, nn.Module) else model
-        self.model, self.chooses = (model,), "tasks" in inspect.signature(ask).parameters
+        self.model, self.chooses = (model,), False
+        with suppress(TypeError, ValueError):  # of what has no signature
+            self.chooses = "tasks" in inspect.signature(ask).parameters
         self.tasks, self.definitions, self.passes = "".join(dataset.targets), dataset.tasks, Counter()
 
     def __deepcopy__(self, memo: dict) -> _Judged:
@@ -134,8 +138,9 @@ class _Judged(nn.Module):
         return {letter: outputs[letter] for letter in tasks}
 
 
-def _rules(model: _Judged, batch: tuple) -> dict[str, float]:
-    """The share of images without a gradient, by task; ValueError for the first rule of `benchmark` that is broken."""
+def _rules(model: _Judged, batch: tuple) -> tuple[dict[str, float], list[str]]:
+    """The share of images without a gradient, by task, and a number a gradient that tells models of the same maps
+    apart; ValueError for the first rule of `benchmark` that is broken."""
     images, targets, masks = batch
     with torch.no_grad():
         outputs, again, alone = model(images), model(images), model(images[:1])
@@ -155,7 +160,7 @@ def _rules(model: _Judged, batch: tuple) -> dict[str, float]:
         for letter, output in outputs.items():
             if (output[: len(other[letter])] - other[letter]).abs().max() > most * output.abs().max():
                 raise ValueError(f"Parameter model should give the same map of {letter} {what}. Found another.")
-    shares = {}
+    shares, marks = {}, []
     for letter in model.tasks:
         points = images.detach().requires_grad_()
         loss = attacks.task_losses(model, targets, masks, letter)(points).sum()
@@ -165,18 +170,24 @@ def _rules(model: _Judged, batch: tuple) -> dict[str, float]:
         if shares[letter] > 0.1:
             found = f"Found none at {shares[letter]:.0%} of the images."
             raise ValueError(f"Parameter model should have a gradient of the loss of {letter}. {found}")
-    return shares
+        if gradient is not None:
+            slope = torch.linspace(-1, 1, gradient.numel(), device=gradient.device)
+            marks.append(f"{(gradient.flatten().nan_to_num() @ slope).item():.3g}")
+    return shares, marks
 
 
 def _source(name: str, data: str, dataset: Dataset) -> str | None:
-    """The released network, but not this one, that the transfer attack is made on: the one with most of the tasks."""
-    shared = {}
+    """The released network, but not this one, that the transfer attack is made on: the one with most of the tasks, and
+    of these the largest."""
+    shared: dict[str, tuple[int, int]] = {}
     for each in released.names():
         known = released.about(each)
         fits = dataset.images.shape[-1] % encoders.stride(known["encoder"]) == 0
         if each != name and known["spec"]["data"]["name"] == data and fits:
-            shared[each] = len(_shared(dataset, {task["letter"]: task["channels"] for task in known["tasks"]}))
-    return max(shared, key=lambda each: shared[each]) if any(shared.values()) else None
+            both = _shared(dataset, {task["letter"]: task["channels"] for task in known["tasks"]})
+            shared[each] = len(both), machine.place(released.FOLDER).joinpath(f"{each}.safetensors").stat().st_size
+    best = max(shared, key=lambda each: shared[each], default=None)
+    return best if best is not None and shared[best][0] else None
 
 
 def _shared(dataset: Dataset, channels: dict[str, int]) -> str:
@@ -188,13 +199,13 @@ def _measured(
     judged: _Judged,
     dataset: Dataset,
     source: str | None,
-    steps: dict[str, int],
+    of: dict[str, Any],
     train: Callable[[], Dataset],
     folder: Path,
     at: dict[str, Any],
 ) -> tuple[pd.DataFrame, Counter]:
     """What each part of the protocol gives, measured now or kept, in one table (as `evaluation.errors`, with setting
-    and attacked), and what it cost."""
+    and attacked), and what it cost. A part is kept by what it is `of`, and by the clean errors."""
     other, letters = None, dict.fromkeys(_ATTACKS, judged.tasks) | {"transfer": ""}
     if source is not None:
         other = models.load(source).to(at["device"])
@@ -211,18 +222,20 @@ def _measured(
         if setting == "clean":
             return evaluation.errors(judged, dataset, nothing, **at)
         name, on = ("pgd", other) if setting == "transfer" else (setting, None)
-        attack = AttackSpec(name=name, tasks=attacked, eps_255=EPS_255, steps=steps[setting])
+        attack = AttackSpec(name=name, tasks=attacked, eps_255=EPS_255, steps=of["steps"][setting])
         return evaluation.errors(judged, dataset, attack, source=on, **at)
 
     clean = make("clean", "")
-    of = {"clean": clean.to_dict("list"), "steps": steps, "code": sources.digests(["attacks"])}
-    of["source"] = source and released.about(source)["sha256"]
     plan = [(name, each) for name, of_all in letters.items() for each in dict.fromkeys((*of_all, of_all)) if each]
     plan += [(f"{kind} {severity}", "") for kind in CORRUPTIONS for severity in range(1, 6)] + [("constant", "")]
     frames, cost = [clean.assign(setting="clean", attacked="")], Counter()
     with machine.bar(len(plan), "benchmark", "part") as bar:
         for setting, attacked in plan:
-            path = folder / f"{key_of(of | {'setting': setting, 'attacked': attacked})}.parquet"
+            about = of | {"clean": clean.to_dict("list"), "setting": setting, "attacked": attacked}
+            about |= {"source": released.about(source)["sha256"]} if source and setting == "transfer" else {}
+            kind, _, severity = setting.partition(" ")
+            about |= {"value": CORRUPTIONS[kind][int(severity) - 1]} if severity else {}
+            path = folder / f"{key_of(about)}.parquet"
             read = partial(sealed.read_table, path)
 
             def measure(path=path, read=read, setting=setting, attacked=attacked):

@@ -1,4 +1,5 @@
-"""Corruptions of images, four of ImageNet-C (Hendrycks and Dietterich 2019, arXiv 1903.12261) with its severities."""
+"""Corruptions of images: four of Hendrycks and Dietterich (2019, arXiv 1903.12261), with their severities for images of
+32 pixels, CIFAR-10-C, those of the blur in shares of the width."""
 
 import io
 from math import ceil
@@ -9,10 +10,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 CORRUPTIONS: dict[str, tuple[float, ...]] = {  # at severities 1 to 5
-    "noise": (0.08, 0.12, 0.18, 0.26, 0.38),  # its standard deviation, in the range of the image
-    "blur": (1, 2, 3, 4, 6),  # sigma in 224ths of the width
-    "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),  # what is left of it, as in fog
-    "compression": (25, 18, 15, 10, 7),  # the quality of JPEG
+    "noise": (0.04, 0.06, 0.08, 0.09, 0.10),  # its standard deviation, in the range of the image
+    "blur": (0.4, 0.6, 0.7, 0.8, 1.0),  # sigma in 32nds of the width
+    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # what is left of it, as in fog
+    "compression": (80, 65, 58, 50, 40),  # the quality of JPEG
 }
 
 
@@ -24,7 +25,7 @@ def corrupted(images: Tensor, kind: str, severity: int) -> Tensor:
         noise = torch.stack([torch.randn(each.shape, generator=drawn) for each in images]).to(images.device)
         return (images + 255 * value * noise).round().clamp(0, 255).to(torch.uint8)
     if kind == "blur":
-        sigma = value * images.shape[-1] / 224
+        sigma = value * images.shape[-1] / 32
         return functional.gaussian_blur(images, 2 * ceil(3 * sigma) + 1, sigma)
     if kind == "contrast":
         return functional.adjust_contrast(images, value)
