@@ -24,7 +24,7 @@ class Attacked(NamedTuple):
 
     values: Tensor  # (B, F): what breaks the model and keeps all constraints; the row itself where nothing was found
     found_by: list[str]  # "clean" (the row itself), "gradient", "search", or "" where nothing was found
-    queries: Tensor  # (B,), evaluations of the model; with a gradient or without one
+    queries: Tensor  # (B,), points of each row at which the model was asked, those of the gradient included
 
 
 def caa(

@@ -27,7 +27,7 @@ from mtrlib import machine, sealed, studies
 from mtrlib.models import own
 from mtrlib.specs import Evaluation, ModelSpec
 from mtrlib.store import Store
-from mtrlib.studies import new_dataset, new_method, rq1, rq2, rq3, rq4, rq6
+from mtrlib.studies import constrained_attacks, new_dataset, new_method, rq1, rq2, rq3, rq4, rq6
 from mtrlib.studies.fidelity import ladder
 from mtrlib.studies.parameters import Parameters, check
 from mtrlib.studies.tour import Tour
@@ -43,6 +43,7 @@ NOTEBOOKS: dict[str, tuple[type[Parameters], Callable[[Any], list[studies.Cell]]
     "fidelity": (ladder.Fidelity, ladder.trained),
     "new_dataset": (new_dataset.NewDataset, new_dataset.cells),
     "new_method": (new_method.NewMethod, new_method.cells),
+    "constrained_attacks": (constrained_attacks.ConstrainedAttacks, None),
 }
 
 

@@ -4,6 +4,7 @@ Where a figure takes `tasks`, these are the definitions of the data set's tasks,
 paper's."""
 
 from mtrlib.figures.findings import findings
+from mtrlib.figures.fronts import fronts
 from mtrlib.figures.pictures import images, labels
 from mtrlib.figures.sharing import by_setting
 from mtrlib.figures.style import COLOURS, MARKERS, colour, marker_of, write

@@ -53,7 +53,7 @@ def images(
     for place, (letter, indices) in zip(("center", "left", "right"), shown.items(), strict=False):
         known, indices = dict(enumerate(distinct(names[letter]))), sorted(indices)
         patches = [plt.Rectangle((0, 0), 1, 1, color=_CLASSES(index % 20)) for index in indices]
-        style = {"ncols": 6 if len(shown) == 1 else 3, "title": f"classes of {letter}"}
+        style = {"ncols": (6 if width > 3 else 4) if len(shown) == 1 else 3, "title": f"classes of {letter}"}
         labels = [known.get(index, str(index)) for index in indices]
         figure.legend(patches, labels, loc=f"outside lower {place}", **style)
     return figure
