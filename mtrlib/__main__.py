@@ -141,14 +141,14 @@ def _sheet(path: Path, name: str, root: Path, table) -> str:
         return f"{path} is not drawn: none of the first frames can be read."
     shown = [letter for letter in defined if any(letter in row for row in rows.values())]
     empty = torch.full((3, 128, 128), torch.nan)
-    nothing = {x: empty[0] if defined[x].kind == "classes" else empty[: defined[x].channels] for x in shown}
+    nothing = {x: empty[0] if defined[x].classes else empty[: defined[x].channels] for x in shown}
     rows = {
         f"{split} {number}\n{frame[-20:]}": {x: pictures.get(x, nothing.get(x)) for x in ["image", *shown]}
         for number, ((split, frame), pictures) in enumerate(rows.items(), 1)
     }
     ends = table.groupby("task").agg({"low": "min", "high": "max"})
     notes = {task: f"{low:.3g} to {high:.3g}" for task, low, high in ends.itertuples()}
-    notes |= {letter: f"{task.channels} classes" for letter, task in defined.items() if task.kind == "classes"}
+    notes |= {letter: f"{task.classes} classes" for letter, task in defined.items() if task.classes}
     path.parent.mkdir(parents=True, exist_ok=True)
     figures.images(rows, defined["s"].class_names if "s" in defined else (), defined, notes).savefig(path, format="png")
     return f"{path} shows {len(rows)} of the frames; pixels without a label are white."

@@ -20,8 +20,9 @@ class Dataset:
     ----------
     name : the name it was loaded by.
     images : (N, 3, H, W), uint8, sRGB in [0, 255].
-    targets : by task letter; classes (N, H, W) uint8 indices, others (N, C, H, W) float32.
-    masks : by task letter; (N, H, W) bool, true where the label is valid, or None where every pixel is.
+    targets : by task letter; classes (N, H, W) uint8 indices, others (N, C, H, W) float32; (N,) and (N, C) of tasks of
+        whole images.
+    masks : by task letter; (N, H, W) bool, or (N,), true where the label is valid, or None where every one is.
     ids : N names of the images, unique within the data set.
     class_names : names of the classes of s, by index.
     bad : files left out because they could not be read (only where the reader was told to skip them).

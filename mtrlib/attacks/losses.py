@@ -50,6 +50,7 @@ def task_losses(
         depth, or where it has several channels each side of each axis) pulls as much, however small it is, as in mIoU;
         "cosine": as "cospgd"; for regression with the cosine, at least 0, of the vectors (output - m, c), (label - m,
         c), m being the label's mean and c its standard deviation, without which a single channel has a sign alone.
+        Tasks of labels and ordinal ones keep their training loss in all these, in "error" its gradient.
         These four are for the tasks of classes, and the others keep their training loss:
         "segpgd" (Gu et al. 2022, arXiv 2207.12391, algorithm 1), the mean with weight 1 - lambda on pixels that are
         still classified correctly and lambda on the others, lambda = (t - 1) / (2 T) at gradient t of T;
@@ -149,9 +150,10 @@ def _row(
     dense: str, task: Task, output: Tensor, target: Tensor, mask: Tensor | None, progress: float, counts: Tensor | None
 ) -> Tensor:
     """(B,): the values of one task, with the gradient of `dense`."""
-    pixels = task.pixel_loss(output, target)
-    row, classes = mean_over_valid(pixels, mask), task.kind == "classes"
-    if dense == "cross_entropy" or (dense in _OF_CLASSES and not classes):
+    output, target, mask = task.maps(output, target, mask)
+    pixels = task.pixel_loss(output, target, mask)
+    row, classes, regression = mean_over_valid(pixels, mask), task.kind == "classes", task.kind == "regression"
+    if dense == "cross_entropy" or (not classes and (dense in _OF_CLASSES or (not regression and dense != "error"))):
         return row
     if dense in ("margin", "dlr"):
         return mean_over_valid(_margin(output.float(), target.long().unsqueeze(1), dense == "dlr"), mask)
@@ -164,7 +166,7 @@ def _row(
         row = task.error(output, target, mask).nan_to_num()  # without a valid pixel 0, as its loss
         if task.error_name == "angle":  # whose derivative has no end where the angle is 0 or 180 degrees
             pixels = F.cosine_similarity(output.float(), target, dim=1).clamp(1e-6 - 1, 1 - 1e-6).acos().rad2deg()
-        elif not classes:
+        elif regression:
             pixels = ERRORS[task.error_name][1](output.float(), target)
     else:
         if dense == "balanced":

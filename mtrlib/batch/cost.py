@@ -124,8 +124,8 @@ def operations(spec: ModelSpec, definitions: dict[str, Task] | None = None) -> i
         return forward_operations(spec, definitions)
     encoder, decoder, channel = _OPERATIONS[spec.encoder]
     definitions = definitions or spec.data.tasks
-    channels = sum(definitions[letter].channels for letter in spec.tasks)
-    return (encoder + decoder * len(spec.tasks) + channel * channels) * spec.data.size**2 // 64**2
+    channels = [definitions[letter].channels for letter in spec.tasks if not definitions[letter].per_image]
+    return (encoder + decoder * len(channels) + channel * sum(channels)) * spec.data.size**2 // 64**2
 
 
 def _passes(attack: AttackSpec) -> int:

@@ -145,8 +145,8 @@ def _counted(source: Source, name: str, sizes: np.ndarray, required: bool, hashe
         some = source.parts[name].files[0][0].path
         return {"stops": required, "problem": f"{source.where} has no files of {name}, such as {some}."}
     task = source.tasks.get(name)
-    classes = task is not None and task.kind == "classes"
-    counts = np.zeros(task.channels if classes else 0, dtype=np.int64)
+    classes = task.classes if task is not None else 0
+    counts = np.zeros(classes, dtype=np.int64)
     bad, ends, read, pixels, valid = [], [], 0, 0, 0
     owner = source.masks.get(name)
     masks = decoding.decoded(source, owner, sizes) if owner else repeat({})
@@ -165,7 +165,7 @@ def _counted(source: Source, name: str, sizes: np.ndarray, required: bool, hashe
         if hashes is not None:
             hashes[row] = difference_hash(values)
         if classes:
-            counts += np.bincount(chosen.ravel(), minlength=task.channels)
+            counts += np.bincount(chosen.ravel(), minlength=classes)
     problems = absent + bad
     return {
         **{"files": len(source.ids) - len(absent), "missing": len(absent), "bad": len(bad), "read": read},
@@ -178,5 +178,5 @@ def _counted(source: Source, name: str, sizes: np.ndarray, required: bool, hashe
 
 
 def _named(task: Task, counts: np.ndarray) -> dict[str, int]:
-    names = distinct(task.class_names or map(str, range(task.channels)))
+    names = distinct(task.class_names or map(str, range(task.classes)))
     return dict(zip(names, counts.tolist(), strict=True))

@@ -38,8 +38,8 @@ class Part(NamedTuple):
 
     `decode` takes the files of one image, its (width, height, EXIF orientation), None where they are not known yet, and
     the size to decode to, None for that of the files. It gives "values", of images (3, H, W), of tasks (H, W) of
-    classes, else (C, H, W); "mask", (H, W), where `masked`; of images "sizes", those three, as it is seen and before it
-    is resized. ValueError, naming the file, for a bad one.
+    classes, else (C, H, W), of whole images without H and W; "mask", (H, W) or (), where `masked`; of images "sizes",
+    those three, as it is seen and before it is resized. ValueError, naming the file, for a bad one.
     """
 
     files: list[tuple[File, ...]]  # by image
@@ -171,8 +171,9 @@ def _layout(source: Source, name: str) -> cache.Layout:
         return {"values": ((number, 3, *square), np.uint8), "sizes": ((number, 3), np.int32)}
     layout = {}
     if task:
-        classes = task.kind == "classes"
-        layout["values"] = ((number, *square), np.uint8) if classes else ((number, task.channels, *square), np.float32)
+        square = () if task.per_image else square
+        index, values = ((number, *square), np.uint8), ((number, task.channels, *square), np.float32)
+        layout["values"] = index if task.classes else values
     return layout | ({"mask": ((number, *square), np.bool_)} if source.parts[name].masked else {})
 
 

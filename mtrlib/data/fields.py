@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from mtrlib.data import derived, pixels
-from mtrlib.tasks import TASKS, Task, parse
+from mtrlib.tasks import KINDS, TASKS, Task, parse
 
 
 def leaves(path: str) -> bool:
@@ -47,11 +47,12 @@ class Entry(BaseModel):
 
 
 class Label(Entry):
-    """One task, of classes or of regression."""
+    """One task, of a kind of `tasks.KINDS`, of each pixel or of whole images."""
 
     letter: str
     name: str = ""
-    kind: Literal["classes", "regression"]
+    kind: Literal[KINDS]
+    per: Literal["pixel", "image"] = "pixel"
     classes: Annotated[int, Field(ge=2, le=255)] | Annotated[list[str], _PER_CLASS] | None = None
     channels: int = Field(1, ge=1, le=64)
     files: pattern_of("labels", ".png", ".npy")
@@ -66,10 +67,12 @@ class Label(Entry):
     within: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     loss: str = ""
     error: str = ""
+    unit: str = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> Label:
-        classes, number = self.kind == "classes", self.task.channels  # the task checks itself, too
+        classes, named = self.kind in ("classes", "ordinal"), self.classes is not None
+        number = self.task.classes  # the task checks itself, too
         given = [name for name in ("values", "shift", "colors") if getattr(self, name) is not None]
         names, raw = " and ".join(given), self.values or self.colors or []
         of_numbers = self.model_fields_set & {"channels", "scale", "offset", "within"}
@@ -78,7 +81,14 @@ class Label(Entry):
         twice = next((one for one in every if every.count(one) > 1), None)
         counted = f"found {len(raw)} of them and {number} classes"
         faults = {
-            "classes should be given where the kind is classes, and only there": classes != (self.classes is not None),
+            "classes should be given where the kind is classes, and only there": (
+                classes != named and self.kind != "labels"
+            ),
+            "labels have names as classes or a number as channels": (
+                self.kind == "labels" and named and (isinstance(self.classes, int) or self.channels > 1)
+            ),
+            "files of whole images should be NPY": self.per == "image" and not self.files.lower().endswith(".npy"),
+            "unit should be given of regression alone": self.unit and self.kind != "regression",
             "classes have no channels, scale, offset or within": classes and of_numbers,
             f"{names} should be given of classes alone": given and not classes,
             f"one of values, shift and colors will do, found {names}": len(given) > 1,
@@ -107,8 +117,9 @@ class Label(Entry):
         """The definition of the task."""
         names = self.classes if isinstance(self.classes, list) else [f"class {i}" for i in range(self.classes or 0)]
         name = self.name or (TASKS[self.letter].name if self.letter in TASKS else self.letter)
-        channels = self.channels if self.kind == "regression" else len(names)
-        return Task(self.letter, name, "", channels, self.kind, self.loss, self.error, tuple(names))
+        channels = (len(names) or self.channels) - (self.kind == "ordinal")
+        of = {"class_names": tuple(names), "per_image": self.per == "image", "target_unit": self.unit}
+        return Task(self.letter, name, "", channels, self.kind, self.loss, self.error, **of)
 
 
 class Match(Entry):
@@ -159,7 +170,7 @@ class Depth(Entry):
         """Definitions of the tasks, by letter: the paper's, unless d and D are in metres."""
         own = {letter: TASKS[letter] for letter in self.letters}
         named = {"d": "z-depth in metres", "D": "distance in metres"}
-        return own | {x: Task(x, name, "", 1) for x, name in named.items() if self.metres and x in own}
+        return own | {x: Task(x, name, "", 1, target_unit="m") for x, name in named.items() if self.metres and x in own}
 
 
 class Splits(Entry):

@@ -68,14 +68,21 @@ def source(what: Description, root: Path, letters: str, split: str, limit: int |
 
 
 def read_label(label: Label, path: str, image_size: tuple[int, ...] | None) -> np.ndarray:
-    """Raw values, (H, W, C); ValueError naming the file for a bad one, or another size than that of its image."""
-    classes = label.kind == "classes"
-    channels = 3 if label.colors else 1 if classes else label.channels
+    """Raw values, (H, W, C), of whole images (1, 1, C); ValueError naming the file for a bad one, or another size than
+    that of its image."""
+    classes = bool(label.task.classes)
+    channels = 3 if label.colors else 1 if classes else label.task.channels
+    if label.per == "image":
+        values = pixels.read_array(path)
+        if values.size != channels or values.ndim > 1:
+            raise ValueError(f"{path} should be an array ({channels},). Found {values.shape}.")
+        return values.reshape(1, 1, channels)
     if path.lower().endswith(".npy"):
         return pixels.like_image(path, pixels.channels_last(path, pixels.read_array(path), channels), image_size)
     if channels > 3:
         raise ValueError(f"{path} should be an array in a .npy file: a PNG has no {channels} channels.")
-    kinds = pixels.COLOURS if label.colors else _CLASSES if classes else _GREY if channels == 1 else ("8-bit RGB PNG",)
+    grey = _CLASSES if classes else _ONE if label.kind == "labels" else _GREY
+    kinds = pixels.COLOURS if label.colors else grey if channels == 1 else ("8-bit RGB PNG",)
     image = pixels.read_image(path, (f"{label.png} PNG",) if label.png else kinds, hint=pixels.SEGMENTS * classes)
     raw = np.asarray(image.convert("RGBA").convert("RGB") if label.colors else image)
     raw = pixels.like_image(path, raw, image_size)
@@ -100,14 +107,17 @@ def _decode(label: Label, files: Sequence[File], image_size: tuple[int, ...] | N
             unit = "another unit takes `scale` and `offset`, as in docs/datasets.yaml"
             wanted = "{} in {:g} to {:g}".format(label.task.name, *label.within)
             raise ValueError(f"{path} should hold {wanted}. Found {low:g} to {high:g}: {unit}.")
-    if label.kind == "classes":
+    size = None if label.per == "image" else size
+    if label.task.classes:
         raw, valid = _classes(label, path, raw, valid)
     values = pixels.nearest(np.where(valid, raw, 0), size)
-    if label.kind == "classes":
+    if label.task.classes:
         target = values[..., 0].astype(np.uint8)
     else:
-        target = (values * label.scale + label.offset).transpose(2, 0, 1).astype(np.float32)
-    return {"values": target} | ({"mask": pixels.nearest(valid[..., 0], size)} if label.masked else {})
+        target = (values * label.scale + label.offset).transpose(2, 0, 1)
+        target = (target > 0.5 if label.kind == "labels" else target).astype(np.float32)
+    arrays = {"values": target} | ({"mask": pixels.nearest(valid[..., 0], size)} if label.masked else {})
+    return {key: each.reshape(each.shape[:-2]) for key, each in arrays.items()} if label.per == "image" else arrays
 
 
 def _derive(
@@ -175,7 +185,7 @@ def _classes(label: Label, path: str, raw: np.ndarray, valid: np.ndarray) -> tup
         _refuse((known[place] != codes) & valid, path, raw, f"one of {reprlib.repr(label.colors or list(table))}")
         classes = np.array([table[value] for value in known.tolist()])[place]
         return classes, valid & (classes >= 0)
-    shift, last = label.shift or 0, label.task.channels - 1
+    shift, last = label.shift or 0, label.task.classes - 1
     classes = raw.astype(np.float64) + shift  # whole numbers of eight bits do not go below 0
     if label.shift is not None:
         valid = valid & ((classes >= 0) | (classes != np.floor(classes)))

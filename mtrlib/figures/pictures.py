@@ -24,14 +24,16 @@ def images(
     Parameters
     ----------
     rows : by title of the row, then of the column (written where it differs from that of the row above). Under a task
-        letter stands a target or an output: (H, W) class indices, or (C, H, W) values, or logits of classes; under any
-        other name (3, H, W) colours in [0, 1]. NaN is white, see `labels`. One channel of a task that is not the
-        paper's is shown over the range that all its pictures have.
+        letter stands a target or an output: (H, W) class indices, or (C, H, W) values, or logits of classes or labels,
+        and without H and W what is written, of a task of whole images; under any other name (3, H, W) colours in
+        [0, 1]. NaN is white, see `labels`. One channel of a task that is not the paper's is shown over the range that
+        all its pictures have.
     classes : names of the classes of s.
     notes : a second line of the titles of columns, by task letter.
     """
     tasks = TASKS if tasks is None else tasks
-    names = {letter: task.class_names for letter, task in tasks.items() if task.kind == "classes"} | {"s": classes}
+    of_pixels = {letter: task for letter, task in tasks.items() if task.classes and not task.per_image}
+    names = {letter: task.class_names for letter, task in of_pixels.items()} | {"s": classes}
     width = max(map(len, rows.values()))
     figure, axes = panels(len(rows) * width, width, (2.1, 2.25), (0.4, 0.5))
     for axis in axes.flat:
@@ -46,7 +48,7 @@ def images(
                 named = f"{title}: {tasks[title].name}" if title in tasks else title
                 line[column].set_title("\n".join([named, *filter(None, [(notes or {}).get(title)])]), fontsize=11)
             if title in names:
-                picture = picture.argmax(dim=0) if picture.dim() == 3 else picture
+                picture = _predicted(picture, tasks.get(title))
                 shown.setdefault(title, set()).update(picture[~picture.isnan()].int().unique().tolist())
             _show(line[column], picture, tasks.get(title), [each[title] for each in rows.values() if title in each])
         above = list(row)
@@ -69,18 +71,46 @@ def labels(targets: dict[str, Tensor], masks: dict[str, Tensor | None], row: int
 
 def _show(axis, picture: Tensor, task: Task | None, of_task: list[Tensor]) -> None:
     """One picture; `of_task` are all of its task, which one channel of a task that is not the paper's ranges over."""
+    if task is not None and (task.per_image or task.kind == "labels"):
+        picture = _predicted(picture, task)
+    if task is not None and task.per_image:
+        axis.text(0.5, 0.5, _written(picture, task), ha="center", va="center", wrap=True)
+        return
     values, style = picture.detach().float().cpu().numpy(), {}
-    if task is not None and task.kind == "classes":
+    if task is not None and task.classes:
         values, style = values % 20, {"cmap": _CLASSES, "vmin": -0.5, "vmax": 19.5}
     elif task is not None and task.channels == 1:
         low, high = (0.54, 0.73) if task.letter in "dD" else (-1.0, 1.0)
-        if task != TASKS.get(task.letter):
+        if task.kind == "labels":
+            low, high = 0, 1
+        elif task != TASKS.get(task.letter):
             every = torch.cat([each[~each.isnan()] for each in of_task]).detach().float()
             low, high = (every.min().item(), every.max().item()) if len(every) else (0, 1)
         values, style = values[0], {"cmap": "cividis", "vmin": low, "vmax": high}
     else:
-        if task is not None:  # [-1, 1]; two channels: red and green
+        if task is not None:  # [-1, 1], of labels [0, 1]; two channels: red and green
             values = np.pad(values[:3], ((0, max(3 - len(values), 0)), (0, 0), (0, 0)))
-            values = np.nan_to_num(values / 2 + 0.5, nan=1.0)
+            values = np.nan_to_num(values if task.kind == "labels" else values / 2 + 0.5, nan=1.0)
         values = values.transpose(1, 2, 0).clip(0, 1)
     axis.imshow(values, interpolation="nearest", **style)
+
+
+def _predicted(picture: Tensor, task: Task | None) -> Tensor:
+    """What logits stand for: the class, the rank, or 0 and 1 of each label; a target stays as it is."""
+    of_pixel = picture.dim() - 2 * (task is None or not task.per_image)
+    if task is not None and task.kind == "labels":
+        return (picture > 0).float().where(~picture.isnan(), torch.nan)
+    if task is not None and task.kind == "ordinal" and of_pixel:
+        return (picture > 0).sum(dim=0)
+    return picture.argmax(dim=0) if of_pixel and (task is None or task.classes) else picture
+
+
+def _written(picture: Tensor, task: Task) -> str:
+    """The class, the labels or the values of a whole image; nothing where there is no label."""
+    values = picture.float().flatten()
+    if values.isnan().any():
+        return ""
+    names = distinct(task.class_names or map(str, range(task.classes or task.channels)))
+    if task.kind == "labels":
+        return ", ".join(name for name, there in zip(names, values, strict=True) if there > 0) or "none"
+    return names[int(values[0])] if task.classes else ", ".join(f"{value:.3g}" for value in values.tolist())

@@ -2,7 +2,8 @@
 
 The encoders are those of `encoders`. The decoder is that of Taskonomy as the authors use it: 2 x 2 transposed
 convolutions of stride 2, as many as bring the latent back to the size of the image (five from stride 32), no skip
-connections; those of `*_tiny` encoders are as much narrower as these. `xception_small` has one of its own.
+connections; those of `*_tiny` encoders are as much narrower as these. `xception_small` has one of its own. A task of
+whole images has the mean of the latent over its pixels and one linear layer instead.
 """
 
 import copy
@@ -23,7 +24,8 @@ from mtrlib.tasks import TASKS, Task, parse
 
 class MultiTaskModel(nn.Module):
     """A shared encoder, (B, 3, H, W) -> (B, C, H / stride, W / stride), and one decoder a task, from there to (B,
-    channels, H, W); decoders are named by letter, so their order never matters. Normalisation is inside.
+    channels, H, W), or (B, channels) of a task of whole images; decoders are named by letter, so their order never
+    matters. Normalisation is inside.
 
     Architectures that share otherwise are subclasses: `encode` is what does not depend on the tasks asked for, `decode`
     the rest.
@@ -54,8 +56,8 @@ class MultiTaskModel(nn.Module):
         return self
 
     def forward(self, images: Tensor, tasks: str | None = None) -> dict[str, Tensor]:
-        """(B, 3, H, W) images in [0, 1] -> (B, channels, H, W) by task letter, logits for classes, values else. Only
-        the decoders of `tasks` are run; None for all."""
+        """(B, 3, H, W) images in [0, 1] -> (B, channels, H, W), `per_image` (B, channels), by task letter, values of
+        regression and logits of all else. Only the decoders of `tasks` are run; None for all."""
         tasks = self.tasks if tasks is None else tasks
         if set(tasks) - set(self.tasks):
             raise ValueError(f"Parameter tasks should be letters out of {self.tasks!r}. Found tasks = {tasks!r}.")
@@ -120,9 +122,16 @@ def build(
     if head not in HEADS:
         raise ValueError(f"Parameter head should be one of {', '.join(HEADS)}. Found head = {head!r}.")
     architectures.known(architecture, definitions, frozen=frozen, head=head)
+    whole = [letter for letter, task in definitions.items() if task.per_image]
+    if whole and architecture != "hard":
+        found = f"Found {architecture!r} and {''.join(whole)!r} of whole images."
+        raise ValueError(f"Parameter architecture should be hard where a task is of whole images. {found}")
     decoder = architectures.decoders(architecture, encoder, body, latent)
     decoder = partial(HEADS[head], encoder, latent) if HEADS[head] else decoder
-    decoders = {letter: decoder(task.channels) for letter, task in definitions.items()}
+    decoders = {
+        letter: _head(latent, task.channels) if task.per_image else decoder(task.channels)
+        for letter, task in definitions.items()
+    }
     if seed is not None:
         if encoder in encoders.ENCODERS and not pretrained:
             _initialise(body, torch.Generator().manual_seed(seed * 1000))
@@ -151,6 +160,12 @@ def folded(model: MultiTaskModel) -> MultiTaskModel:
                 holder._modules[place] = fuse_conv_bn_eval(convolution, norm, transpose=up)
                 module._modules[after] = nn.Identity()
     return model
+
+
+def _head(latent: int, channels: int) -> nn.Module:
+    """(B, latent, h, w) -> (B, channels)."""
+    layers = {"pool": nn.AdaptiveAvgPool2d(1), "linear": nn.Conv2d(latent, channels, 1), "flatten": nn.Flatten()}
+    return nn.Sequential(OrderedDict(layers))
 
 
 def widths_of(encoder: str) -> tuple[int, ...]:

@@ -141,8 +141,9 @@ def _measure(model: MultiTaskModel, images: Tensor, targets: dict, masks: dict) 
 def constant_errors(train: Dataset, test: Dataset) -> pd.DataFrame:
     """The errors of the best constant predictor of each task: what a model that has learned nothing reaches.
 
-    Of classes it is the most frequent one; of values the mean or the median of each channel over the valid pixels of
-    the training images, whichever errs less on them.
+    Of classes it is the most frequent one, of ordinal ones that or the median, whichever errs less on the training
+    images; of labels all, none or those that more than half of the valid pixels have; of values the mean or the median
+    of each channel over these pixels.
 
     Returns
     -------
@@ -150,16 +151,24 @@ def constant_errors(train: Dataset, test: Dataset) -> pd.DataFrame:
     """
     frames = []
     for letter, target in train.targets.items():
-        task, mask, of_test = train.tasks[letter], train.masks[letter], test.targets[letter]
+        task = train.tasks[letter]
+        _, target, mask = task.maps(target, target, train.masks[letter])
+        _, of_test, under_test = task.maps(test.targets[letter], test.targets[letter], test.masks[letter])
         flat = target.flatten(2) if target.dim() == 4 else target.flatten(1)
         valid = (
             torch.ones(len(target), flat.shape[-1], dtype=torch.bool, device=flat.device)
             if mask is None
             else mask.flatten(1)
         )
-        if task.kind == "classes":
-            most = torch.bincount(flat[valid].long(), minlength=task.channels).argmax()
-            constants = [torch.nn.functional.one_hot(most, task.channels)]
+        if task.classes:
+            most = torch.bincount(flat[valid].long(), minlength=task.classes).argmax()
+            constants = [torch.nn.functional.one_hot(most, task.classes)]
+            if task.kind == "ordinal":
+                above = torch.arange(task.channels, device=flat.device)
+                constants = [(each > above).float() - 0.5 for each in (most, flat[valid].long().median())]
+        elif task.kind == "labels":
+            share = flat.transpose(0, 1)[:, valid].mean(dim=1)
+            constants = [share - 0.5, torch.ones_like(share), -torch.ones_like(share)]
         else:
             pixels = flat.transpose(0, 1)[:, valid]
             constants = [pixels.mean(dim=1), pixels.median(dim=1).values]
@@ -168,6 +177,6 @@ def constant_errors(train: Dataset, test: Dataset) -> pd.DataFrame:
             return task.error(constant.float()[None, :, None, None].expand(len(to), -1, *to.shape[-2:]), to, under)
 
         best = min(constants, key=lambda constant, of=(target, mask): error(constant, *of).nanmean().item())
-        errors = error(best, of_test, test.masks[letter]).cpu().numpy()
+        errors = error(best, of_test, under_test).cpu().numpy()
         frames.append(pd.DataFrame({"task": letter, "image_id": test.ids, "constant_error": errors}))
     return pd.concat(frames, ignore_index=True)
