@@ -43,6 +43,11 @@ def known(weights: str) -> str:
     raise ValueError(f"Parameter weights should be {allowed}. Found weights = {weights!r}.")
 
 
+def fixed(weights: str) -> bool:
+    """Whether the weights of a scheme are numbers that are known beforehand, and ask no gradient."""
+    return weights in FIXED or (":" in weights and not own.is_own(weights))
+
+
 def weigh(weights: str, losses: Tensor, first: Tensor, norms: Tensor) -> Tensor:
     """The weights that a function of the user's gives, (T,): of the losses of a step, those of the first step, and the
     lengths of the tasks' gradients at the latent, each (T,). ValueError for another shape."""
@@ -208,7 +213,7 @@ class ModelSpec(Training):
             raise ValueError(f"pretrained should be false for {self.encoder}: only timm/<name> has trained weights")
         if self.frozen and not (self.pretrained or own.is_own(self.encoder)):
             raise ValueError("frozen should be false for an encoder that begins from random weights, not pretrained")
-        if self.frozen and self.weights not in FIXED and ":" not in self.weights.split("@")[0]:
+        if self.frozen and not fixed(self.weights):
             raise ValueError(
                 f"weights should be fixed for a frozen encoder, which has no gradient. Found {self.weights}."
             )
@@ -219,9 +224,9 @@ class ModelSpec(Training):
         elif not own.is_own(self.weights) and ":" in self.weights and self.weights.count(":") != len(self.tasks) - 1:
             raise ValueError(f"weights should have one number a task of {self.tasks!r}. Found {self.weights!r}.")
         architectures.known(self.architecture, self.tasks, self.frozen, self.head)
-        if self.architecture != "hard" and self.weights not in FIXED and ":" not in self.weights:
-            fixed = f"fixed ones, such as uniform, for {self.architecture}: others weigh gradients of one shared map"
-            raise ValueError(f"weights should be {fixed}. Found {self.weights!r}.")
+        if self.architecture != "hard" and not fixed(self.weights):
+            allowed = f"fixed ones, such as uniform, for {self.architecture}: others weigh gradients of one shared map"
+            raise ValueError(f"weights should be {allowed}. Found {self.weights!r}.")
         if self.adversarial is not None:
             if self.architecture != "hard":
                 raise ValueError(f"adversarial should be none for {self.architecture}: only hard is trained so.")
@@ -238,8 +243,9 @@ class ModelSpec(Training):
             raise ValueError(
                 f"weights of gat should be MGDA, or one of {', '.join(AGGREGATORS)}. Found {self.weights!r}."
             )
-        if how.recipe in ("trades", "half") and self.weights in ("gradnorm", *AGGREGATORS):
-            raise ValueError(f"weights of {how.recipe} should be fixed ones, such as uniform. Found {self.weights!r}.")
+        if how.recipe in ("trades", "half") and not (fixed(self.weights) or self.weights in AGGREGATORS):
+            allowed = "fixed ones or an aggregator: others look at one pass alone"
+            raise ValueError(f"weights of {how.recipe} should be {allowed}. Found {self.weights!r}.")
         if how.curvature and len(self.tasks) == 1 and not how.self_supervised:
             raise ValueError("curvature should have an auxiliary task beside the main one. Found none.")
 

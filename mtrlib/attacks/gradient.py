@@ -22,6 +22,7 @@ def pgd(
     generator: torch.Generator | None = None,
     decay: float | None = None,
     weigh: Weigh | None = None,
+    last: bool = False,
 ) -> Tensor:
     """Projected gradient descent: ascend the joint loss by steps of fixed length, stay in the ball and in [0, 1].
 
@@ -46,6 +47,7 @@ def pgd(
     decay : at least 0, how much of the earlier directions is kept (see `mim`); None for steps along the gradient alone.
     weigh : weights of the tasks in each step, from their losses at the current point and at the start, both (T, B),
         such as `task_attack_rates`; None for 1.
+    last : give the last point of the last run, whatever was met on the way, and spare its score: for training.
 
     Returns
     -------
@@ -60,11 +62,11 @@ def pgd(
         for step in range(steps):
             rows, gradient = ascent(losses, current, weigh, first, step / steps)
             first = rows if first is None else first
-            best = keep(*best, current, rows.sum(dim=0))
+            best = best if last else keep(*best, current, rows.sum(dim=0))
             if decay is not None:
                 velocity = gradient = decay * velocity + of_unit_sum(gradient)
             current = ball.project(current + ball.step(current, gradient, step_size))
-        best = keep(*best, current, score(losses, current))
+        best = (current, best[1]) if last else keep(*best, current, score(losses, current))
     return ball.inside(best[0])
 
 

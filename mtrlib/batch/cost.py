@@ -1,7 +1,7 @@
 """What a run will cost, before it is started: operations of the convolutions, and seconds where the store has records.
 
-An estimate: a training step counts as three forward passes, a step of an attack as two (Square's queries as one), and
-every decoder is counted, also where an attack runs fewer.
+An estimate: a step of plain training counts as three forward passes, a step of an attack as two (Square's queries as
+one), and every decoder is counted, also where an attack runs fewer.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.store import Store
 from mtrlib.studies import Cell
 from mtrlib.tasks import Task
+from mtrlib.training import adversarial
 
 # Operations at 64 x 64 pixels of each encoder, of a decoder that goes with it, and of each channel that this gives. At
 # other sizes they are as many for each pixel. Models need not be built to know what they cost, which takes seconds.
@@ -55,7 +56,7 @@ def estimate(needs: Needs) -> pd.DataFrame:
         attacks, left = evaluations(needs, [key]), unattacked(needs, [key])
         forward, trained = operations(spec, definitions[spec.data]), not untrained(needs, [key])
         number = spec.images or images.get((spec.data, None), float("nan"))
-        image_operations = 3.0 * forward * spec.epochs
+        image_operations = adversarial.passes(spec) * forward * spec.epochs
         attack_operations = float(sum(forward * e.attack.images * _passes(e.attack) for e in left))
         seconds = (0.0 if trained else image_operations * number) + attack_operations
         row = [key, spec.tasks, spec.encoder, spec.weights, spec.seed, trained, len(attacks), len(attacks) - len(left)]
@@ -102,7 +103,9 @@ def closing(findings: pd.DataFrame, cells: list[Cell], store: Store) -> pd.DataF
     """
     specs, done = studies.models(cells), studies.evaluations(cells)
     records = [store.record(spec) for spec in specs]
-    trained = sum(3.0 * operations(s) * r["images"] * s.epochs for s, r in zip(specs, records, strict=True))
+    trained = sum(
+        adversarial.passes(s) * operations(s) * r["images"] * s.epochs for s, r in zip(specs, records, strict=True)
+    )
     attacked = sum(float(operations(e.model) * e.attack.images * _passes(e.attack)) for e in done)
     rate = trained / sum(record["seconds"] for record in records)
     told = findings.number.map(lambda number: verdict(findings[findings.number == number]))
@@ -152,7 +155,7 @@ def _records(
         images[spec.data, spec.images] = record["images"]
         if _device(record["written_by"]["device"]) == device and record["seconds"] > 0:
             for kind in (_kind(spec), ()):
-                sums[kind][0] += 3.0 * forward * record["images"] * spec.epochs
+                sums[kind][0] += adversarial.passes(spec) * forward * record["images"] * spec.epochs
                 sums[kind][1] += record["seconds"]
     rates = {kind: done / seconds for kind, (done, seconds) in sums.items()}
     return rates, rates.get((), float("nan")), images

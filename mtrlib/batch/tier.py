@@ -27,7 +27,7 @@ from mtrlib import machine, sealed, studies
 from mtrlib.models import own
 from mtrlib.specs import Evaluation, ModelSpec
 from mtrlib.store import Store
-from mtrlib.studies import constrained_attacks, new_dataset, new_method, rq1, rq2, rq3, rq4, rq6
+from mtrlib.studies import constrained_attacks, new_dataset, new_method, rq1, rq2, rq3, rq4, rq5, rq6
 from mtrlib.studies.fidelity import ladder
 from mtrlib.studies.parameters import Parameters, check
 from mtrlib.studies.tour import Tour
@@ -39,6 +39,7 @@ NOTEBOOKS: dict[str, tuple[type[Parameters], Callable[[Any], list[studies.Cell]]
     "rq2_marginal_vulnerability": (rq2.RQ2, rq2.cells),
     "rq3_task_weights": (rq3.RQ3, rq3.cells),
     "rq4_task_selection": (rq4.RQ4, rq4.cells),
+    "rq5_adversarial_training": (rq5.RQ5, rq5.cells),
     "rq6_architectures": (rq6.RQ6, rq6.cells),
     "fidelity": (ladder.Fidelity, ladder.trained),
     "new_dataset": (new_dataset.NewDataset, new_dataset.cells),
@@ -198,6 +199,7 @@ def title(needs: Needs, kind: str, of: Iterable[str]) -> str:
     for spec in (needs.models[key] for key in chosen[:4]):
         weights = "" if spec.weights == "uniform" else f", {spec.weights}"
         weights += "" if spec.architecture == "hard" else f", {spec.architecture}"
+        weights += "" if spec.adversarial is None else f", {spec.adversarial.recipe}"
         named.append(f"{spec.tasks}, {spec.encoder}{weights}, seed {spec.seed}")
     more = f" and {len(chosen) - 4} more" if len(chosen) > 4 else ""
     return f"{kind} {'; '.join(named)}{more} ({', '.join(numbers)}{more} of {len(keys)} models)"

@@ -6,6 +6,7 @@ paper's."""
 from mtrlib.figures.findings import findings
 from mtrlib.figures.fronts import fronts
 from mtrlib.figures.pictures import images, labels
+from mtrlib.figures.robustness import trade_off
 from mtrlib.figures.sharing import by_setting
 from mtrlib.figures.style import COLOURS, MARKERS, colour, marker_of, write
 from mtrlib.figures.theory import chains, curves, predicted

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from mtrlib.specs import ModelSpec
+
 # What decides results, by part: files of the package, or folders of it.
 PARTS = {
     "rooms": ("rooms",),
@@ -27,9 +29,14 @@ PARTS = {
 ASIDE = ("attacks/constrained.py", "attacks/constraints.py", "attacks/search.py", "data/loans.py", "rooms/changes.py")
 
 
-def of_model(data: str) -> tuple[str, ...]:
-    """The parts that decide a model that is trained on the data set of this name."""
-    return ("rooms" if data == "rooms" else "reading of files", "training")
+def of_model(spec: ModelSpec) -> tuple[str, ...]:
+    """The parts that decide a trained model."""
+    return (of_data(spec.data.name), "training", *([] if spec.adversarial is None else ["attacks"]))
+
+
+def of_data(name: str) -> str:
+    """The part that decides the data set of this name."""
+    return "rooms" if name == "rooms" else "reading of files"
 
 
 def digests(parts: Iterable[str]) -> dict[str, str]:

@@ -71,7 +71,7 @@ class Store:
 
     def folder(self, spec: ModelSpec) -> Path:
         """Where a model of this code is kept."""
-        return self.path / "models" / sources.together(sources.of_model(spec.data.name)) / spec.key
+        return self.path / "models" / sources.together(sources.of_model(spec)) / spec.key
 
     def has_model(self, spec: ModelSpec) -> bool:
         """Whether the model is trained: its record and all its checkpoints are there."""
@@ -143,7 +143,7 @@ class Store:
         most 512) training images; None where errors were released without it."""
         train = min(train or _FEW, _FEW)
         about = {"data": data.model_dump(mode="json"), "task": letter, "train": train, "test": test}
-        code = (sources.of_model(data.name)[0], "attacks")
+        code = (sources.of_data(data.name), "attacks")
         if self.released.path is not None and not self.has_table("constants", about, [], code):
             return None
         first = partial(self._load_data, data, letter)
@@ -193,7 +193,7 @@ class Store:
         else:
             models = [[spec.model_dump(mode="json"), epoch] for spec, epoch in of]
             about = json.loads(json.dumps({**about, "of": models}))
-        parts = [part for spec, _ in of for part in sources.of_model(spec.data.name)] + list(code)
+        parts = [part for spec, _ in of for part in sources.of_model(spec)] + list(code)
         path = self.path / kind / sources.together(parts) / f"{key_of(about)}.parquet"
         return about, path, sources.digests(parts)
 
@@ -218,7 +218,7 @@ class Store:
             seconds = round(sum(epoch["seconds"] for epoch in history), 2)
             record = {"spec": spec.model_dump(mode="json"), "seconds": seconds, "images": len(data), "history": history}
             record["written_by"] = machine.describe() | {"computed_on": self.device.type}
-            record["code"] = sources.digests(sources.of_model(spec.data.name))
+            record["code"] = sources.digests(sources.of_model(spec))
             sealed.seal(folder / "record.json", json.dumps(record, indent=1).encode())
             for path in (resume := folder / "resume.safetensors", sealed.partial(resume)):
                 path.unlink(missing_ok=True)

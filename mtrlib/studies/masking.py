@@ -25,16 +25,17 @@ CHECKS = (
 )
 
 
-def checks(errors: pd.DataFrame) -> pd.DataFrame:
-    """The checks on each model, from the "masking" panels of `rq3.cells`.
+def checks(errors: pd.DataFrame, kind: str = "weights") -> pd.DataFrame:
+    """The checks on each model, from the "masking <name>" panels of `rq3.searches`.
 
     An attack's gain is the mean over images of the rise of the loss that it attacks. "strongest" is, image by image,
     the higher of PGD's and Auto-PGD's.
 
-    Returns one row a model and check: weights, tasks, check, stronger, weaker (their gains and names), difference with
-    low and high (95 %, Student's t, paired over images), asked (where the interval should lie) and result: "passes"
-    where it lies there, "fails" where it lies outside, else "open". Asked is above minus 1 % of PGD's gain; of the loss
-    that saturates, within a tenth of the smaller budget's gain to both sides.
+    Returns one row a model and check: the name of its panel (the column is called `kind`), tasks, check, stronger,
+    weaker (their gains and names), difference with low and high (95 %, Student's t, paired over images), asked (where
+    the interval should lie) and result: "passes" where it lies there, "fails" where it lies outside, else "open". Asked
+    is above minus 1 % of PGD's gain; of the loss that saturates, within a tenth of the smaller budget's gain to both
+    sides.
     """
     from scipy import stats  # takes long to import
 
@@ -42,7 +43,7 @@ def checks(errors: pd.DataFrame) -> pd.DataFrame:
     rises = errors[errors.panel.str.startswith("masking ")].assign(
         gain=lambda chosen: chosen.adversarial_attacked_loss - chosen.clean_attacked_loss
     )
-    for (weights, tasks), group in rises.groupby(["weights", "trained_tasks"], sort=False):
+    for (panel, tasks), group in rises.groupby(["panel", "trained_tasks"], sort=False):
         gains = group.pivot(index="image_id", columns="setting", values="gain")
         gains["strongest"] = gains[["pgd", "apgd"]].max(axis=1)
         for check, stronger, weaker in CHECKS:
@@ -53,7 +54,7 @@ def checks(errors: pd.DataFrame) -> pd.DataFrame:
                 most = SATURATED * gains[weaker].mean()
                 least, asked = -most, "within {:.4f} and {:.4f}"
             inside, outside = least < low and high < most, high < least or low > most
-            row = {"weights": weights, "tasks": tasks, "check": check}
+            row = {kind: panel.removeprefix("masking "), "tasks": tasks, "check": check}
             row |= {name: f"{of}: {gains[of].mean():.3f}" for name, of in (("stronger", stronger), ("weaker", weaker))}
             row |= {"difference": difference.mean(), "low": low, "high": high, "asked": asked.format(least, most)}
             rows.append(row | {"result": "passes" if inside else "fails" if outside else OPEN})
@@ -62,9 +63,10 @@ def checks(errors: pd.DataFrame) -> pd.DataFrame:
 
 def summary(checks: pd.DataFrame) -> str:
     """Whether gradients look masked, in a sentence: the checks that fail or stay open, with their models."""
-    passed = checks.result == "passes"
-    line = f"{passed.sum()} of {len(checks)} checks of {checks.groupby(['weights', 'tasks']).ngroups} models pass"
-    others = [f"{row.check} ({row.tasks}, {row.weights} weights: {row.result})" for row in checks[~passed].itertuples()]
+    passed, kind = checks.result == "passes", checks.columns[0]
+    line = f"{passed.sum()} of {len(checks)} checks of {checks.groupby([kind, 'tasks']).ngroups} models pass"
+    named = checks[~passed].rename(columns={kind: "name"}).itertuples()
+    others = [f"{row.check} ({row.tasks}, {row.name} {kind}: {row.result})" for row in named]
     return f"{line}; not: {'; '.join(others)}." if others else f"{line}: no sign of masked gradients."
 
 

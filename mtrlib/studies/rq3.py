@@ -20,7 +20,24 @@ from mtrlib.training.weights import published
 ALONE = {"wgd": "pgd", "wgd_inverse": "pgd", "dgba": "pgd", "wgd_apgd": "apgd"}
 
 
-class RQ3(Study):
+class Searched(Study):
+    """Parameters of a search for masked gradients: `many_steps` and `square_queries` of its strongest PGD and of its
+    Square."""
+
+    many_steps: Count
+    square_queries: Count
+
+    @model_validator(mode="after")
+    def _strong(self) -> Searched:
+        if self.eps_255 >= 255 / 16:
+            so = "so that 16 times it is less than 1"
+            raise ValueError(f"eps_255 should be below 255 / 16, {so}, found {self.eps_255}")
+        if self.many_steps <= self.steps:
+            raise ValueError(f"many_steps should be more than steps = {self.steps}, found {self.many_steps}")
+        return self
+
+
+class RQ3(Searched):
     """Parameters of the notebook `rq3_task_weights`. Pairs that no weights are published for are left out of that
     weighting (`has_weights`).
 
@@ -31,15 +48,12 @@ class RQ3(Study):
         pairs make one weighting more, "own".
     masked_pairs : pairs, main task first, whose models are searched for masked gradients; those that are not of `tasks`
         are left out, so that `tasks` can be changed alone: `searched` has what remains, or the first pair.
-    many_steps, square_queries : of the strongest PGD and of Square in that search.
     """
 
     attacks: Different[Attack]
     balancers: Different[Weights]
     own_weights: dict[str, Annotated[list[Positive], Field(min_length=2, max_length=2)]]
     masked_pairs: Several[Tasks]
-    many_steps: Count
-    square_queries: Count
 
     @model_validator(mode="after")
     def _pairs(self) -> RQ3:
@@ -56,11 +70,6 @@ class RQ3(Study):
                 raise ValueError(f"masked_pairs should be pairs of letters, found {pair!r}")
         if len(set(map(canonical, self.masked_pairs))) < len(self.masked_pairs):
             raise ValueError(f"masked_pairs should name each pair in one order only, found {self.masked_pairs}")
-        if self.eps_255 >= 255 / 16:
-            so = "so that 16 times it is less than 1"
-            raise ValueError(f"eps_255 should be below 255 / 16, {so}, found {self.eps_255}")
-        if self.many_steps <= self.steps:
-            raise ValueError(f"many_steps should be more than steps = {self.steps}, found {self.many_steps}")
         return self
 
     def needed(self) -> Iterator[object]:
@@ -131,15 +140,20 @@ def cells(p: RQ3) -> list[Cell]:
         for name in ("pgd", "apgd", "segpgd", "cospgd") if "s" in tasks else ():
             for letters in ("s", *(canonical("s" + auxiliary) for auxiliary in tasks.replace("s", ""))):
                 cell("dense", name, "s", p.evaluation(p.model(letters, seed), "s", name=name))
+    for weights, pair in p.searched:
+        model, source = p.pair(pair, p.seeds[0], weights), p.pair(pair, max(p.seeds) + 1, "uniform")
+        every += searches(p, weights, model, source)
+    return every
+
+
+def searches(p: Searched, name: str, model: ModelSpec, source: ModelSpec) -> Iterator[Cell]:
+    """What the search for masked gradients compares on a model, as panel "masking <name>"; `source` is the model that
+    transfer attacks are made on."""
     few = {"images": p.panel_images}
     compared = {"pgd": {}, "many steps": {"steps": p.many_steps, **few}, "one step": {"name": "fgsm", **few}}
     compared |= {"apgd": {"name": "apgd"}, "square": {"name": "square", "steps": p.square_queries, **few}}
-    for name, eps in {"4 eps": 4 * p.eps_255, "16 eps": 16 * p.eps_255, "eps 1": 255.0}.items():
-        compared[name] = {"eps_255": eps, "step_size_255": eps / 4, **few}
-    for weights, pair in p.searched:
-        model = p.pair(pair, p.seeds[0], weights)
-        compared["transfer"] = {"source": p.pair(pair, max(p.seeds) + 1, "uniform")}
-        for name, changes in compared.items():
-            run = p.evaluation(model, model.tasks, **changes)
-            cell(f"masking {weights}", name, pair[0], run, p.panel_images)
-    return every
+    for setting, eps in {"4 eps": 4 * p.eps_255, "16 eps": 16 * p.eps_255, "eps 1": 255.0}.items():
+        compared[setting] = {"eps_255": eps, "step_size_255": eps / 4, **few}
+    for setting, changes in {**compared, "transfer": {"source": source}}.items():
+        run = p.evaluation(model, model.tasks, **changes)
+        yield Cell(f"masking {name}", setting, model.tasks[0], p.panel_images, run)

@@ -22,7 +22,7 @@ from mtrlib.machine import bar
 from mtrlib.models.stages import resized
 from mtrlib.specs import ModelSpec
 from mtrlib.tasks import Task
-from mtrlib.training import weights
+from mtrlib.training import adversarial, weights
 
 SAVE_EVERY = 5.0  # seconds between two saved states
 
@@ -56,7 +56,7 @@ def fit(
     model = build(spec, data.tasks, spec.pretrained)
     if start:
         model.start_from(start)
-    model = model.to(device)
+    model = adversarial.with_head(spec, model).to(device)
     optimizer = optimizer_of(spec, _learning(model))
     balance = weights.balancer(spec.weights, spec.tasks)
     resumed = folder / "resume.safetensors"
@@ -70,10 +70,11 @@ def fit(
             steps = epoch_losses(spec, model, optimizer, data, device, epoch, progress.update, balance)
             losses, norms = (torch.stack(rows) for rows in zip(*steps, strict=True))
             history.append({"epoch": epoch, "seconds": 0.0, **_means(losses, norms, spec, epoch)})
+            history[-1] |= adversarial.watch(spec, model, data, device, epoch)
             history[-1]["seconds"] = round(time.monotonic() - started, 3)
             progress.set_postfix_str(f"loss {sum(history[-1][task] for task in spec.tasks):.3f}", refresh=False)
             if epoch in spec.checkpoints:
-                history[-1]["sha256"] = save(checkpoint(folder, epoch), model.state_dict())
+                history[-1]["sha256"] = save(checkpoint(folder, epoch), adversarial.kept(model))
             if epoch in spec.checkpoints or time.monotonic() - saved > SAVE_EVERY:
                 _save_resume(resumed, spec, model, optimizer, balance, history)
                 saved = time.monotonic()
@@ -132,37 +133,44 @@ def epoch_losses(
     """
     if balance is None:
         fixed = torch.tensor(weights.task_weights(spec.weights, spec.tasks), device=device)
-    generator = torch.Generator().manual_seed(spec.seed * 1_000_003 + epoch)
+    drawn = spec.seed * 1_000_003 + epoch
+    generator = torch.Generator().manual_seed(drawn)
     order = torch.randperm(len(data), generator=generator).to(data.images.device)
     steps = math.ceil(len(data) / spec.batch_size)
-    shared = [each for name, each in model.named_parameters() if not name.startswith("decoders.")]
+    shared = [each for name, each in model.named_parameters() if not name.startswith(("decoders.", "pretext."))]
     groups = [shared, *(list(model.decoders[t].parameters()) for t in spec.tasks)]
     model.train()
     for step in range(steps):
+        progress, seed = (epoch - 1 + step / steps) / spec.epochs, drawn * 1_000_003 + step
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(spec, (epoch - 1 + step / steps) / spec.epochs)
+            group["lr"] = learning_rate(spec, progress)
         index = order[step * spec.batch_size : (step + 1) * spec.batch_size]
         images, targets, masks = data.batch(index, device)
         model.zero_grad()
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
-            latent = model.encode(images)
-            cut = latent if balance is None else latent.detach().requires_grad_()
-            outputs = model.decode(cut, model.tasks, early := [])
-        losses = [model.definitions[t].loss(outputs[t], targets[t], masks[t]).mean() for t in spec.tasks]
-        for on_the_way in early:  # deep supervision: every prediction counts as the output does
-            larger = {t: resized(on_the_way[t], targets[t].shape[-2:]) for t in spec.tasks}
-            more = [model.definitions[t].loss(larger[t], targets[t], masks[t]).mean() for t in spec.tasks]
-            losses = [loss + each for loss, each in zip(losses, more, strict=True)]
+        heads: list[nn.Module] = []
+        if spec.adversarial is None:
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
+                latent = model.encode(images)
+                cut = latent if balance is None else latent.detach().requires_grad_()
+                outputs = model.decode(cut, model.tasks, early := [])
+            losses = [model.definitions[t].loss(outputs[t], targets[t], masks[t]).mean() for t in spec.tasks]
+            for on_the_way in early:  # deep supervision: every prediction counts as the output does
+                larger = {t: resized(on_the_way[t], targets[t].shape[-2:]) for t in spec.tasks}
+                more = [model.definitions[t].loss(larger[t], targets[t], masks[t]).mean() for t in spec.tasks]
+                losses = [loss + each for loss, each in zip(losses, more, strict=True)]
+        else:
+            batch, cut_off = (images, targets, masks), balance is not None
+            latent, cut, losses, heads = adversarial.step_losses(spec, model, batch, progress, seed, cut_off)
         if balance is None:
             (fixed * torch.stack(losses)).sum().backward()
         else:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed((spec.seed * 1_000_003 + epoch) * 1_000_003 + step)
-                weights.step(balance, model, latent, losses, cut)
+                torch.manual_seed(seed)
+                weights.step(balance, model, latent, losses, cut, heads)
         norms = [nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]).to(device) for group in groups]
         optimizer.step()
         advance(len(index))
-        yield torch.stack(losses).detach(), torch.stack(norms)
+        yield torch.stack(losses[: len(spec.tasks)]).detach(), torch.stack(norms)
 
 
 def checkpoint(folder: Path, epoch: int) -> Path:

@@ -7,6 +7,7 @@ Fixed weights multiply the losses. Balancers look at the gradients of every step
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -101,8 +102,12 @@ class GradNorm:
     def _to(self, device: torch.device) -> None:
         self.load({name: value if name == "step" else value.to(device) for name, value in self.state().items()})
 
-    def backward(self, encoder: nn.Module, latent: Tensor, at_latent: list[Tensor], losses: Tensor) -> Tensor:
-        """Sets the gradients of the encoder; see `step`. Returns the weights of the decoders, (T,)."""
+    def backward(
+        self, encoder: nn.Module, latents: list[Tensor], rows: list[tuple[Tensor | None, ...]], losses: Tensor
+    ) -> Tensor:
+        """Sets the gradients of the encoder; see `step`, here with one latent. Returns the weights of the decoders,
+        (T,)."""
+        (latent,), at_latent = latents, [gradient for (gradient,) in rows]
         last = last_weights(latent)
         norms = [torch.autograd.grad(latent, last, gradient, retain_graph=True)[0].norm() for gradient in at_latent]
         weights = self.weights.to(losses.device, copy=True)
@@ -155,12 +160,18 @@ class Aggregated:
 
         self.aggregator = getattr(aggregation, name)(**({"c": 0.5} if name == "CAGrad" else {}))
 
-    def backward(self, encoder: nn.Module, latent: Tensor, at_latent: list[Tensor], losses: Tensor) -> Tensor:
+    def backward(
+        self, encoder: nn.Module, latents: list[Tensor], rows: list[tuple[Tensor | None, ...]], losses: Tensor
+    ) -> Tensor:
         """Sets the gradients of the encoder; see `step`. Returns the weights of the decoders, (T,)."""
         parameters = list(encoder.parameters())
-        rows = [torch.autograd.grad(latent, parameters, gradient, retain_graph=True) for gradient in at_latent]
-        jacobian = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
-        combined = self.aggregator(jacobian).split([parameter.numel() for parameter in parameters])
+        jacobian = []
+        for row in rows:
+            used = [(latent, gradient) for latent, gradient in zip(latents, row, strict=True) if gradient is not None]
+            outputs, gradients = zip(*used, strict=True)
+            parts = torch.autograd.grad(outputs, parameters, gradients, retain_graph=True, materialize_grads=True)
+            jacobian.append(torch.cat([part.flatten() for part in parts]))
+        combined = self.aggregator(torch.stack(jacobian)).split([parameter.numel() for parameter in parameters])
         for parameter, gradient in zip(parameters, combined, strict=True):
             set_gradient(parameter, gradient.view_as(parameter))
         return torch.full_like(losses, 1 / len(losses))
@@ -200,8 +211,12 @@ class Own:
         self.name, self.first = name, None
         find(name)
 
-    def backward(self, encoder: nn.Module, latent: Tensor, at_latent: list[Tensor], losses: Tensor) -> Tensor:
-        """Sets the gradients of the encoder; see `step`. Returns the weights of the decoders, (T,)."""
+    def backward(
+        self, encoder: nn.Module, latents: list[Tensor], rows: list[tuple[Tensor | None, ...]], losses: Tensor
+    ) -> Tensor:
+        """Sets the gradients of the encoder; see `step`, here with one latent. Returns the weights of the decoders,
+        (T,)."""
+        (latent,), at_latent = latents, [gradient for (gradient,) in rows]
         self.first = losses.clone() if self.first is None else self.first.to(losses.device)
         norms = torch.stack([gradient.float().norm() for gradient in at_latent])
         weights = weigh(self.name, losses, self.first, norms)
@@ -223,16 +238,26 @@ def _own(module: nn.Module) -> list[str]:
 
 
 def step(
-    balance: GradNorm | Aggregated | Own, model: nn.Module, latent: Tensor, losses: list[Tensor], cut: Tensor
+    balance: GradNorm | Aggregated | Own,
+    model: nn.Module,
+    latent: Tensor | list[Tensor],
+    losses: list[Tensor],
+    cut: Tensor | list[Tensor],
+    heads: Sequence[nn.Module] = (),
 ) -> None:
     """Sets the gradients of all parameters of a multi-task model, as a balancer weighs them. `latent` is the output of
     the encoder, with its graph; `losses` are scalars in the order of the decoders, computed from `cut`, the latent
-    detached and requiring a gradient."""
-    decoders = [list(decoder.parameters()) for decoder in model.decoders.values()]
-    rows = [torch.autograd.grad(loss, [cut, *own]) for loss, own in zip(losses, decoders, strict=True)]
-    shares = balance.backward(model.encoder, latent, [row[0] for row in rows], torch.stack(losses).detach())
+    detached and requiring a gradient. Aggregators also take several latents with their cuts, of which each loss uses
+    some, and further losses, each with what it trains beside the encoder in `heads`."""
+    latents, cuts = ([latent], [cut]) if isinstance(latent, Tensor) else (latent, cut)
+    decoders = [list(decoder.parameters()) for decoder in (*model.decoders.values(), *heads)]
+    rows = [
+        torch.autograd.grad(loss, [*cuts, *own], allow_unused=True) for loss, own in zip(losses, decoders, strict=True)
+    ]
+    of_latents = [row[: len(cuts)] for row in rows]
+    shares = balance.backward(model.encoder, latents, of_latents, torch.stack(losses).detach())
     for own, row, share in zip(decoders, rows, shares, strict=True):
-        for parameter, gradient in zip(own, row[1:], strict=True):
+        for parameter, gradient in zip(own, row[len(cuts) :], strict=True):
             set_gradient(parameter, share * gradient)
 
 
