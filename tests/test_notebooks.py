@@ -54,12 +54,13 @@ def test_a_notebook_is_calls_and_reading_not_machinery(path):
     assert kinds.count(ast.FunctionDef) <= 1
 
 
-RELEASED = [path for path in NOTEBOOKS if path.stem != "rq6_architectures"]  # of that one no errors are, yet
-
-
-@pytest.mark.parametrize("path", RELEASED, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_the_laptop_tier_with_its_released_errors_is_the_default_of_the_notebook(path):
+    """One with a file of its own there has none yet: its defaults are tiny, and trained where it runs."""
     laptop, defaults = batch.read(ROOT / "params" / "laptop")[path.stem], batch.defaults(path.stem)
+    if (ROOT / "params" / "laptop" / f"{path.stem}.yaml").exists():
+        assert defaults["released"] == ""
+        return
     # That show a model, so that they have to train one.
     shows_a_model = path.stem in ("tour", "new_dataset", "new_method", "constrained_attacks")
     released = "" if shows_a_model else "results/laptop/errors.parquet"
