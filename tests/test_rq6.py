@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from oracles import errors_of
 
-from mtrlib import claims, studies
+from mtrlib import claims, figures, studies
 from mtrlib.claims import judging, published
 from mtrlib.claims.sharing import SEPARATE
 from mtrlib.models import ARCHITECTURES
@@ -178,3 +178,23 @@ def test_the_table_of_claims_shows_the_question_where_it_was_measured(tmp_path):
     table = results.side_by_side(tmp_path).set_index("")
     assert table.rooms["6.1"] == "✓ agrees"
     assert set(published.claims("RQ6").index) <= set(table.index)
+
+
+def test_the_figure_has_a_mark_for_every_cell_in_the_place_of_its_architecture():
+    spread = rq6.spread(made(seeds=2, images=8))
+    figure = figures.by_setting(spread, "log ratio", judging.words(), log=False)
+    (left, *_), number = figure.axes, len(TRUTH)
+    assert [axis.get_title()[0] for axis in figure.axes] == list("sdn")
+    assert [tick.get_text() for tick in left.get_xticklabels()][:3] == [
+        "separate networks",
+        "one shared encoder",
+        "cross-stitch",
+    ]
+    marks = [container[0].get_xydata()[0] for container in left.containers]
+    rows = spread[spread.main == "s"]
+    assert len(marks) == len(rows)
+    places = [round(x) for x, _ in marks]
+    assert places == [list(TRUTH).index(setting) for setting in rows.setting]
+    assert [y for _, y in marks] == pytest.approx(rows.value.tolist())
+    assert len({x for x, _ in marks}) == len(marks), "none covers another"
+    assert left.get_xlim() == (-0.5, number - 0.5)

@@ -29,11 +29,11 @@ def by_setting(
     for axis, main in zip(axes[0], mains, strict=True):
         rows = table[table.main == main]
         kinds = list(dict.fromkeys(zip(rows.panel, rows.auxiliary, strict=True)))
-        for row in rows.itertuples():
-            line, inside = (each or colour(row.auxiliary) for each in _FILLS[row.panel])
-            shift = (kinds.index((row.panel, row.auxiliary)) + 1) / (len(kinds) + 1) - 0.5
-            look = {"fmt": marker_of(row.auxiliary), "color": line, "markerfacecolor": inside}
-            axis.errorbar(settings.index(row.setting) + shift, row.value, yerr=reach(row, "value"), **look)
+        for (panel, setting, auxiliary), cell in rows.groupby(["panel", "setting", "auxiliary"], sort=False):
+            line, inside = (each or colour(auxiliary) for each in _FILLS[panel])
+            shift = (kinds.index((panel, auxiliary)) + 1) / (len(kinds) + 1) - 0.5
+            look = {"fmt": marker_of(auxiliary), "color": line, "markerfacecolor": inside}
+            axis.errorbar(settings.index(setting) + shift, cell.value, yerr=reach(cell, "value"), **look)
         for edge in range(1, len(settings)):
             axis.axvline(edge - 0.5, color="0.9", linewidth=1, zorder=0)
         axis.set_xticks(range(len(settings)), [names.get(each, each) for each in settings], rotation=40, ha="right")

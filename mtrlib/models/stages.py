@@ -17,7 +17,7 @@ def split(encoder: nn.Module) -> list[list[nn.Module]]:
     """The parts of an encoder in the order in which they run: those of its stem, and of each of its four stages."""
     network, own = encoder, set(encoder._modules)
     ends: tuple[str, ...] = next((names for names in _ENDS if own.issuperset(names)), ())
-    if isinstance(encoder, encoders.Timm):
+    if hasattr(encoder, "network"):  # of timm
         network = encoder.network
         ends = tuple(getattr(network, "return_layers", ()))[-NUMBER:]
     if len(ends) < NUMBER:
