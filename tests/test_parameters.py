@@ -155,7 +155,7 @@ def test_planning_writes_nothing(tmp_path, monkeypatch):
     p.write_example()
     assert p.model("sd").data.digest == data.digest("folder", p.folder)
     assert p.definitions == data.tasks("folder", p.folder)
-    assert [key for key in found.models] == list(batch.needs({"new_dataset": dict(p)}).models)
+    assert [key for key in found.models] == list(batch.needs({"new_dataset": p.model_dump()}).models)
 
 
 def test_pretrained_is_passed_on_to_the_encoders_of_timm_alone():

@@ -7,16 +7,14 @@ encoder is the `*_small` one with a quarter of its channels, and so are its deco
 for runs that are to be short on any machine.
 """
 
-import copy
-import math
 from collections import OrderedDict
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from mtrlib.models import checkpoints, own
+from mtrlib.models.elsewhere import TIMM, Features, Timm, brought
 
 # Pixels of the image to one of the latent.
 _STRIDES = dict.fromkeys(("resnet18", "resnet50", "resnet152", "wide_resnet50_2"), 32) | {"xception_small": 16}
@@ -24,7 +22,6 @@ _STRIDES |= dict.fromkeys(
     ("resnet18_small", "resnet50_small", "wide_resnet50_2_small", "resnet18_tiny", "resnet50_tiny"), 8
 )
 ENCODERS = tuple(_STRIDES)
-TIMM = "timm/"
 
 
 def known(name: str) -> str:
@@ -58,6 +55,8 @@ def refuse_unfit(name: str, size: int) -> None:
         return
     for device in ("meta", "cpu"):
         encoder = _untrained(name, device)
+        if device == "meta" and any(isinstance(part, nn.RNNBase) for part in encoder.modules()):
+            continue  # on tensors without content it takes minutes
         device = next((each.device for each in encoder.parameters()), torch.device("cpu"))
         try:
             features = encoder(torch.full((2, 3, size, size), 0.5, device=device, requires_grad=True))
@@ -71,7 +70,7 @@ def refuse_unfit(name: str, size: int) -> None:
                 raise ValueError(told) from error
 
 
-def _untrained(name: str, device: str = "meta") -> "Features":
+def _untrained(name: str, device: str = "meta") -> Features:
     if not name.startswith(TIMM):
         return brought(name)
     with torch.device(device):
@@ -214,99 +213,3 @@ class XceptionDecoder(nn.Module):
         main, beside = self.stages(latent), self.beside(latent)
         beside = nn.functional.interpolate(beside.float(), main.shape[2:], mode="bilinear", align_corners=False)
         return self.head(torch.cat([main, beside.to(main.dtype)], dim=1).relu())
-
-
-class Features(nn.Module):
-    """The last feature map of a network from elsewhere, brought to the grid of the decoders: (B, 3, H, W) -> (B,
-    channels, H / stride, W / stride), where stride is the power of two from 2 to 32 that is nearest to the network's.
-
-    Maps with the channels last are turned, maps of another grid are resized (bilinear). So are images first, of a
-    network that takes those of `pixels` only, or a multiple of its patches: to the next one.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        channels: int,
-        stride: float,
-        pixels: Sequence[int] | None = None,
-        multiple: int = 1,
-    ):
-        super().__init__()
-        self.network, self.channels, self.pixels = network, channels, pixels
-        self.multiple, self.stride = multiple, 2 ** min(max(round(math.log2(stride)), 1), 5)
-
-    def forward(self, images: Tensor) -> Tensor:
-        grid, pixels = [n // self.stride for n in images.shape[2:]], self.pixels
-        if pixels is None:
-            pixels = [math.ceil(n / self.multiple) * self.multiple for n in images.shape[2:]]
-        features = self.network(_resized(images, pixels))
-        features = features[-1] if isinstance(features, list | tuple) else features
-        if features.shape[1] != self.channels:
-            features = features.permute(0, 3, 1, 2)
-        return _resized(features, grid)
-
-
-def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
-    if images.shape[2:] == torch.Size(size):
-        return images
-    return nn.functional.interpolate(images.float(), tuple(size), mode="bilinear", align_corners=False).to(images.dtype)
-
-
-def brought(name: str) -> Features:
-    """An encoder of the user's: a copy of a network, or what a class or a function without arguments makes, which gives
-    feature maps (B, C, h, w), the last of them where there are several. ValueError of one line for anything else, after
-    a trial on two small images: for maps that are not finite, and where no gradient reaches the images."""
-    made = own.find(name)
-    try:
-        network = copy.deepcopy(made) if isinstance(made, nn.Module) else made()
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"it should be a torch.nn.Module, found {type(network).__name__}")
-        of = next((each.device for each in network.parameters()), torch.device("cpu"))
-        images = torch.linspace(-2, 2, 2 * 3 * 64 * 64, device=of).view(2, 3, 64, 64).requires_grad_()
-        with torch.enable_grad():
-            features = network.eval()(images)
-            features = features[-1] if isinstance(features, list | tuple) else features
-            (gradient,) = torch.autograd.grad(features.sum(), images)
-    except Exception as error:  # of whatever type: it is not ours
-        raise ValueError(f"The encoder {name} fails on 64-pixel images: {own.said(error)}.") from error
-    if features.dim() != 4 or len(features) != 2 or not features.is_floating_point():
-        found = f"{features.dtype} {tuple(features.shape)}"
-        raise ValueError(f"The encoder {name} should give feature maps (B, C, h, w). Found {found} for two images.")
-    if of.type != "meta" and not (features.isfinite().all() and gradient.isfinite().all() and gradient.any()):
-        raise ValueError(f"The encoder {name} should give finite maps, with a gradient that is finite and not all 0.")
-    return Features(network.train(), features.shape[1], 64 / features.shape[2])
-
-
-class Timm(Features):
-    """The last feature map of a network of timm. One of a fixed size is made for any where timm can do that
-    (transformers, whose positions are then interpolated), else it is given images of its own size."""
-
-    def __init__(self, name: str, pretrained: bool | str):
-        import timm
-
-        plain, common = name.removeprefix(TIMM), {"features_only": True, "pretrained": bool(pretrained)}
-        if isinstance(pretrained, str):
-            with torch.device("meta"):
-                names = timm.create_model(plain).state_dict()
-            state = checkpoints.stripped(checkpoints.starting_weights(pretrained), names)
-            common["pretrained_cfg_overlay"] = {"state_dict": state}
-        for options in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):
-            try:
-                network = timm.create_model(plain, **options, **common)
-                break
-            except TypeError as error:
-                if not options:
-                    raise ValueError(f"{name} gives no feature maps: {error}") from error
-            except Exception as error:
-                if pretrained:  # of whatever type: it is fetched, or a user's
-                    done = "fitted" if isinstance(pretrained, str) else "fetched"
-                    raise ValueError(f"The trained weights of {name} cannot be {done}: {error}") from error
-                if isinstance(error, (RuntimeError, AttributeError)):
-                    raise ValueError(f"{name} gives no feature maps: {error}") from error
-                raise
-        info, made_for = network.feature_info, timm.get_pretrained_cfg(plain)
-        fixed = not options and made_for is not None and made_for.fixed_input_size
-        pixels, stride = made_for.input_size[1:] if fixed else None, info.reduction()[-1]
-        multiple = stride if math.log2(stride) % 1 else 1
-        super().__init__(network, info.channels()[-1], stride, pixels, multiple)

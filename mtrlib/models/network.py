@@ -93,7 +93,7 @@ def build(
 
     Parameters
     ----------
-    encoder : one of `ENCODERS`, "timm/<name>" for a network of timm, or one of your own (`encoders.brought`): a class,
+    encoder : one of `ENCODERS`, "timm/<name>" for a network of timm, or one of your own (`elsewhere.brought`): a class,
         function or network, or "<file>.py:<name>".
     tasks : letters of its tasks.
     definitions : of the tasks, by letter, such as `data.tasks` gives them; None for the paper's.

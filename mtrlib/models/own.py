@@ -14,7 +14,8 @@ import re
 import sys
 import types
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,12 +68,18 @@ def pinned_weights(given: Any) -> Any:
         return pinned(given)
     path = machine.place(given)
     if not path.is_file():
-        raise ValueError(f"pretrained should be true, false or a file of weights. There is no file {path}.")
+        raise ValueError(f"pretrained should be a valid boolean or a file of weights. There is no file {path}.")
     shown = path.relative_to(machine.root()) if path.is_relative_to(machine.root()) else path
-    with path.open("rb") as file:
-        name = f"{shown.as_posix()}@{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+    name = f"{shown.as_posix()}@{_of_file(path, path.stat().st_size, path.stat().st_mtime_ns)}"
     _KNOWN[name] = path
     return name
+
+
+@lru_cache
+def _of_file(path: Path, size: int, changed: int) -> str:
+    """The digest of a file, read again once its size or time has changed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def is_own(name: str, here: bool = False) -> bool:
@@ -100,7 +107,7 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": .")
 
 
-def _defined(path, content: bytes, module: str, name: str) -> Any:
+def _defined(path: Path, content: bytes, module: str, name: str) -> Any:
     if module not in sys.modules:
         _tell(f"Importing {path}, which a parameter names.")
         run = types.ModuleType(module)

@@ -128,10 +128,9 @@ class Parameters(Training, serialize_by_alias=True):
     def model(self, tasks: str, seed: int = 0, weights: str = "uniform", encoder: str | None = None) -> ModelSpec:
         """The specification of a model of `tasks`, trained as these parameters say; `encoder` takes another."""
         encoder, (description, known) = encoder or self.encoder, self.described()
-        ours = encoder == self.encoder  # a file of weights fits one encoder
-        begin = self.pretrained if ours or self.pretrained is True else False
-        encoder = own.pinned(encoder)
-        begin = begin if isinstance(begin, str) else begin and encoder.startswith(encoders.TIMM)
+        begin = self.pretrained is True and str(encoder).startswith(encoders.TIMM)
+        if isinstance(self.pretrained, str) and encoder == self.encoder:  # a file of weights fits one encoder
+            begin = self.pretrained
         parse(tasks, "".join(known), self.data)
         data = {"name": self.data, "root": self.root or None, "size": self.size, "on_bad": self.on_bad}
         return ModelSpec(
