@@ -190,7 +190,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_alike(judge, tmp_path, monkeypa
     assert again == entry
     whole = judge(brightness, folder=tmp_path / "other")
     assert whole.errors == entry.errors
-    assert {**whole.cost, "seconds": 0} == {**entry.cost, "seconds": 0}, "what was kept cost what it did"
+    assert whole.cost == entry.cost, "what was kept cost what it did"
     moved = judge(lambda images: {"d": brightness(images)["d"] + 0.01})
     assert moved.errors["d"]["worst"][0] > entry.errors["d"]["worst"][0], "another model is measured anew"
 
@@ -308,7 +308,7 @@ def made(name, tasks, architecture, worst, **words) -> board.Entry:
     values |= {"corruptions": {task: {"noise": (1.0, 2.0, 3.0, 4.0, 5.0)} for task in tasks}, "unreliable": ()}
     values |= {
         "without_gradient": {},
-        "cost": {"forward": 100 / worst, "backward": 1.0, "seconds": 2.0},
+        "cost": {"forward": 100 / worst, "backward": 1.0},
         "source": None,
     }
     return board.valid(board.Entry, **values | {"written_by": {}} | words)
@@ -351,7 +351,7 @@ def test_what_is_no_entry_is_refused(tmp_path, capsys):
 
 def test_the_committed_page_is_that_of_the_committed_entries(tmp_path):
     entries = sorted(COMMITTED.glob("*.json"))
-    assert len(entries) >= 3
+    assert len(entries) >= 2
     for path in entries:
         shutil.copy(path, tmp_path)
         entry = board.Entry.model_validate_json(path.read_bytes())

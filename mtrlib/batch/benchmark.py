@@ -10,7 +10,6 @@ and the entry says so.
 from __future__ import annotations
 
 import inspect
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -103,7 +102,7 @@ def benchmark(
         parameters=sum(each.numel() for each in weights) if weights else None,
         units={letter: task.unit for letter, task in dataset.tasks.items()},
         without_gradient=without_gradient,
-        cost={what: round(spent / (1 if what == "seconds" else len(dataset)), 1) for what, spent in cost.items()},
+        cost={passes: round(spent / len(dataset), 1) for passes, spent in cost.items()},
         written_by=machine.describe() | {"computed_on": torch.device(device).type},
     )
     path = machine.place(folder) / f"{name.replace('/', '-')}.{data}-{size}.{protocol}.json"
@@ -239,10 +238,9 @@ def _measured(
             read = partial(sealed.read_table, path)
 
             def measure(path=path, read=read, setting=setting, attacked=attacked):
-                before, began = judged.passes.copy(), time.perf_counter()
+                before = judged.passes.copy()
                 rows = make(setting, attacked).assign(setting=setting, attacked=attacked)
-                spent = dict(judged.passes - before) | {"seconds": time.perf_counter() - began}
-                sealed.seal_table(path, rows, spent)
+                sealed.seal_table(path, rows, dict(judged.passes - before))
                 return read()
 
             rows, spent = sealed.kept(path.with_suffix(".lock"), path.exists, read, measure)

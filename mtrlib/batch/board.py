@@ -18,9 +18,9 @@ from mtrlib.store import Store, evaluation
 Numbers = tuple[float | None, float | None, float | None]  # a value and its 95 % interval; None where there is none
 S = TypeVar("S", bound=Spec)
 # The columns of the page by name, and those by which rows are chosen.
-COLUMNS = {"model": "model", "task": "task", "tasks": "task set", "architecture": "architecture"}
-COLUMNS |= {"worst": "worst case", "times": "worst, times clean", "clean": "clean", "pgd": "PGD-25", "sea": "SEA"}
-COLUMNS |= {"square": "Square", "transfer": "transfer", "corrupted": "corrupted", "constant": "best constant"}
+COLUMNS = {"model": "model", "worst": "worst case", "times": "worst, times clean", "clean": "clean", "pgd": "PGD-25"}
+COLUMNS |= {"sea": "SEA", "square": "Square", "transfer": "transfer", "corrupted": "corrupted"}
+COLUMNS |= {"constant": "best constant", "task": "task", "tasks": "task set", "architecture": "architecture"}
 COLUMNS |= {"cost": "passes an image", "on": "data, size, images, protocol"}
 CHOSEN = ("on", "task", "tasks", "architecture")
 
@@ -54,7 +54,7 @@ class Entry(About):
     constant: dict[str, float]  # the error of the best constant map
     unreliable: tuple[str, ...]  # why the numbers may say less than they seem to
     without_gradient: dict[str, float]  # the share of images, by task
-    cost: dict[str, float]  # forward and backward passes an image, and seconds
+    cost: dict[str, float]  # forward and backward passes of the network an image
     source: str | None  # the released network of transfer
     written_by: dict[str, str]
 
@@ -125,7 +125,7 @@ def _row(entry: Entry, task: str) -> dict[str, dict]:
         if low is not None and high is not None and name in ("worst", "times"):
             row[name]["below"] = tables.interval(low, high)
     passes = entry.cost["forward"] + entry.cost["backward"]
-    row["cost"] = {"value": passes, "text": f"{passes:,.0f}", "below": f"{entry.cost['seconds']:,.0f} s"}
+    row["cost"] = {"value": passes, "text": f"{passes:,.0f}"}
     return row
 
 
