@@ -140,10 +140,11 @@ def _sheet(path: Path, name: str, root: Path, table) -> str:
     if not rows:
         return f"{path} is not drawn: none of the first frames can be read."
     shown = [letter for letter in defined if any(letter in row for row in rows.values())]
-    empty = torch.full((3, 128, 128), torch.nan)
-    nothing = {x: empty[0] if defined[x].classes else empty[: defined[x].channels] for x in shown}
+    nothing = torch.full((3, 128, 128), torch.nan)
+    none = {x: nothing[0] if defined[x].classes else nothing[: defined[x].channels] for x in shown}
+    none |= {x: nothing[0, 0, 0] for x in shown if defined[x].per_image}
     rows = {
-        f"{split} {number}\n{frame[-20:]}": {x: pictures.get(x, nothing.get(x)) for x in ["image", *shown]}
+        f"{split} {number}\n{frame[-20:]}": {x: pictures.get(x, none.get(x)) for x in ["image", *shown]}
         for number, ((split, frame), pictures) in enumerate(rows.items(), 1)
     }
     ends = table.groupby("task").agg({"low": "min", "high": "max"})

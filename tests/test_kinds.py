@@ -11,7 +11,8 @@ import yaml
 from PIL import Image
 from tqdm import tqdm
 
-from mtrlib import attacks, data, figures, models
+from mtrlib import attacks, data, figures, machine, models
+from mtrlib.__main__ import main
 from mtrlib.batch import cost
 from mtrlib.data import decoding
 from mtrlib.dataset import Dataset
@@ -246,6 +247,15 @@ def test_a_folder_of_every_kind_is_read_checked_and_drawn(folder):
     assert {"kitchen", "0.5"} <= texts
 
 
+def test_a_sheet_shows_every_kind_also_where_a_file_is_missing(folder, capsys):
+    (folder / "c" / "8.npy").unlink()
+    (folder / "q" / "9.npy").unlink()
+    sheet = folder / "sheet.png"
+    assert main(["check-data", "folder", str(folder), "--sheet", str(sheet)]) == 1
+    assert "shows 12 of the frames" in capsys.readouterr().out
+    assert sheet.stat().st_size > 0
+
+
 def test_a_store_trains_attacks_and_measures_every_kind(folder, tmp_path):
     of = DataSpec(name="folder", root=str(folder), digest=data.digest("folder", folder), size=32)
     settings = {"encoder": "resnet18_tiny", "epochs": 1, "batch_size": 4}
@@ -262,7 +272,8 @@ def test_a_store_trains_attacks_and_measures_every_kind(folder, tmp_path):
 @pytest.mark.parametrize(
     ("letter", "changes", "message"),
     [
-        ("c", {"files": "c/{id}.png"}, "files of whole images should be NPY"),
+        ("c", {"files": "c/{id}.png"}, "files of whole images should be NPY or CSV, and CSV of these alone"),
+        ("q", {"files": "q.csv"}, "files of whole images should be NPY or CSV, and CSV of these alone"),
         ("b", {"unit": "m"}, "unit should be given of regression alone"),
         ("m", {"classes": 2}, "labels have names as classes or a number as channels"),
         ("q", {"classes": None}, "classes should be given where the kind is classes"),
@@ -283,3 +294,58 @@ def test_a_file_of_a_whole_image_holds_as_many_numbers_as_there_are(folder):
     np.save(folder / "m" / "3.npy", np.zeros(3))
     with pytest.raises(ValueError, match=r"m/3.npy should be an array \(2,\)\. Found \(3,\)"):
         data.load("folder", tasks="m", split="train", size=16, root=folder)
+
+
+def test_one_table_has_the_classes_labels_and_values_of_all_images(folder):
+    path = folder / "dataset.yaml"
+    what = yaml.safe_load(path.read_text())
+    chosen = {task["letter"]: task for task in what["tasks"] if task["letter"] in "cmz"}
+    for letter, task in chosen.items():
+        task["files"] = f"tables/{letter}.csv"
+    path.write_text(yaml.safe_dump(what | {"tasks": list(chosen.values())}))
+    (folder / "tables").mkdir()
+    places = ["hall" if number % 3 else "kitchen" for number in range(12)]
+    lines = {"c": [*places[:6], "255", *places[7:]], "m": [f"{number % 2}, 1" for number in range(12)], "z": range(12)}
+    for letter, values in lines.items():
+        text = "image,value\n" + "".join(f"{number},{value}\n" for number, value in enumerate(values))
+        (folder / f"tables/{letter}.csv").write_text(text)
+    train = data.load("folder", tasks="cmz", split="train", size=16, root=folder)
+    assert train.targets["c"].tolist() == [1, 0, 0, 1, 0, 0, 0, 0]
+    assert train.masks["c"].tolist() == [True] * 6 + [False, True]
+    assert train.targets["m"].tolist() == [[number % 2, 1] for number in range(8)]
+    assert train.targets["z"].flatten().tolist() == [number / 2 for number in range(8)]
+    assert not data.check("folder", folder).stops.any()
+    digest, table = data.digest("folder", folder), folder / "tables/c.csv"
+    table.write_text(table.read_text().replace("7,hall", "7,kitchen"))
+    assert data.digest("folder", folder) != digest
+    assert data.load("folder", tasks="c", split="train", size=16, root=folder).targets["c"][7] == 1
+    for line, message in {
+        "7,cellar": r"c.csv, line of 7 should hold 1 numbers, or one of \['hall', 'kitchen'\]. Found \['cellar'\]",
+        "7,4": "line of 7 should hold classes 0 to 1. Found 4",
+        "7,0,1": "line of 7 should hold 1 numbers",
+        "77,0": "line of 7 is missing: 7 has no labels of c",
+        "6,0": "c.csv should have one line of an image. Found 2 of '6'",
+    }.items():
+        table.write_text("".join(f"{line if number == 7 else f'{number},0'}\n" for number in range(12)))
+        with pytest.raises(ValueError, match=message):
+            data.load("folder", tasks="c", split="train", size=16, root=folder)
+
+
+def test_diodes_own_normals_stand_beside_what_is_derived(tmp_path):
+    for number in range(4):
+        stem = tmp_path / f"{'train' if number < 2 else 'val'}/indoors/scene_{number:05}/scan_{number:05}/{number}"
+        stem.parent.mkdir(parents=True)
+        Image.fromarray(np.full((12, 16, 3), 40 * number, np.uint8)).save(f"{stem}.png")
+        np.save(f"{stem}_depth.npy", np.full((12, 16, 1), 2.0, np.float32))
+        np.save(f"{stem}_depth_mask.npy", np.ones((12, 16), np.float32))
+        normal = np.zeros((12, 16, 3), np.float32)
+        normal[:, 8:, 0] = 1
+        np.save(f"{stem}_normal.npy", normal)
+    text = (machine.root() / "docs" / "data.md").read_text()
+    (block,) = (block for block in text.split("```") if "_normal.npy" in block)
+    (tmp_path / "dataset.yaml").write_text(block.removeprefix("yaml"))
+    found = data.load("folder", tasks="nd", split="train", size=12, root=tmp_path)
+    assert found.masks["n"][0, 0].tolist() == [False] * 6 + [True] * 6
+    assert found.targets["n"][0, :, 0, 11].tolist() == [1, 0, 0]
+    assert found.masks["d"].all()
+    assert found.tasks["n"].unit == "degrees"

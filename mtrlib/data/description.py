@@ -130,14 +130,15 @@ def of(name: str, root: Path | None) -> Description:
 
 def digest_of(name: str, root: str | Path | None) -> str | None:
     """The digest of all that decides a data set beside its images and labels: its description and the text files of
-    ids, cameras and times that this names. None for a data set that is not one of `DESCRIBED`."""
+    ids, cameras, times and labels that this names. None for a data set that is not one of `DESCRIBED`."""
     if name not in DESCRIBED or root is None:
         return None
     root = machine.folder(Path(root).expanduser().absolute(), "the data (root)")
     what = of(name, root)
     own = [root / FILE] if name == "folder" else []
     shipped = [] if own and not what.like else [what.model_dump_json(exclude_unset=True)]
-    files = [file for pattern in (what.depth.named if what.depth else []) for file in sorted(_paths(root, pattern))]
+    named = [*(what.depth.named if what.depth else []), *(label.files for label in what.tasks if label.is_table)]
+    files = [file for pattern in named for file in sorted(_paths(root, pattern))]
     return digest([*map(text, (*own, *(root / file for file in what.splits.lists))), *shipped, *map(text, files)])
 
 

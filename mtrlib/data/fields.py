@@ -17,12 +17,14 @@ def leaves(path: str) -> bool:
     return path.startswith("/") or ".." in PurePosixPath(path).parts
 
 
-def pattern_of(what: str, *suffixes: str):
-    """The type of a pattern of paths."""
+def pattern_of(what: str, *suffixes: str, table: bool = False):
+    """The type of a pattern of paths, or of the path of a `table` (CSV) of all images."""
 
     def check(value: str) -> str:
         if leaves(value) or "\\" in value:
             raise ValueError("a path should not leave the folder of the data")
+        if table and value.lower().endswith(".csv") and not re.search("[{}]", value):
+            return value
         names = re.findall("{(id|split|folder)}", value)
         if names.count("id") != 1 or len(names) != len({*names}) or len(re.findall("[{}]", value)) != 2 * len(names):
             raise ValueError("a pattern should hold {id} once, may hold {split} and {folder} once, and no other braces")
@@ -55,7 +57,7 @@ class Label(Entry):
     per: Literal["pixel", "image"] = "pixel"
     classes: Annotated[int, Field(ge=2, le=255)] | Annotated[list[str], _PER_CLASS] | None = None
     channels: int = Field(1, ge=1, le=64)
-    files: pattern_of("labels", ".png", ".npy")
+    files: pattern_of("labels", ".png", ".npy", table=True)
     png: Literal["8-bit grey", "16-bit grey", "8-bit RGB"] | None = None
     scale: float = Field(1.0, allow_inf_nan=False)
     offset: float = Field(0.0, allow_inf_nan=False)
@@ -87,7 +89,9 @@ class Label(Entry):
             "labels have names as classes or a number as channels": (
                 self.kind == "labels" and named and (isinstance(self.classes, int) or self.channels > 1)
             ),
-            "files of whole images should be NPY": self.per == "image" and not self.files.lower().endswith(".npy"),
+            "files of whole images should be NPY or CSV, and CSV of these alone": (
+                self.is_table if self.per == "pixel" else self.files.lower().endswith(".png")
+            ),
             "unit should be given of regression alone": self.unit and self.kind != "regression",
             "classes have no channels, scale, offset or within": classes and of_numbers,
             f"{names} should be given of classes alone": given and not classes,
@@ -106,6 +110,11 @@ class Label(Entry):
         """Raw value -> class, -1 for none, where that is no range; a colour is one number, 65536 r + 256 g + b."""
         codes = [(r << 16) + (g << 8) + b for r, g, b in self.colors] if self.colors else self.values
         return codes and {code: index for index, code in enumerate(codes)} | dict.fromkeys(self.void, -1)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether one text file has what all images are."""
+        return self.files.lower().endswith(".csv")
 
     @property
     def masked(self) -> bool:

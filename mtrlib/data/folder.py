@@ -61,8 +61,10 @@ def source(what: Description, root: Path, letters: str, split: str, limit: int |
             parts[letter] = Part(measured(), decode, letter not in derived.FROM_IMAGE, settings)
             continue
         label = labels[letter]
-        files = [(file,) for file in find(f"labels of {letter}", label.files)]
-        settings = str(label.model_dump(exclude={"files", "name"}))
+        named = f"labels of {letter}"
+        lines = listing.table(root, label.files, named, map(what.name, images)) if label.is_table else None
+        files = [(file,) for file in lines or find(named, label.files)]
+        settings = str(label.model_dump(exclude={"files", "name", "unit", *(["per"] * (label.per == "pixel"))}))
         parts[letter] = Part(files, partial(_decode, label), label.masked, settings)
     return Source(tuple(map(what.name, images)), parts)
 
@@ -92,7 +94,7 @@ def read_label(label: Label, path: str, image_size: tuple[int, ...] | None) -> n
 def _decode(label: Label, files: Sequence[File], image_size: tuple[int, ...] | None, size: int | None) -> Arrays:
     """The target and mask of one image at `size`, after a look at every pixel."""
     path = files[0].path
-    raw = read_label(label, path, image_size)
+    raw = _of_line(label, files[0]) if label.is_table else read_label(label, path, image_size)
     not_a_number = isinstance(label.invalid, float) and np.isnan(label.invalid)
     absent = False if label.invalid is None else np.isnan(raw) if not_a_number else raw == label.invalid
     valid = ~np.broadcast_to(absent, raw.shape).all(axis=-1, keepdims=True)
@@ -118,6 +120,19 @@ def _decode(label: Label, files: Sequence[File], image_size: tuple[int, ...] | N
         target = (target > 0.5 if label.kind == "labels" else target).astype(np.float32)
     arrays = {"values": target} | ({"mask": pixels.nearest(valid[..., 0], size)} if label.masked else {})
     return {key: each.reshape(each.shape[:-2]) for key, each in arrays.items()} if label.per == "image" else arrays
+
+
+def _of_line(label: Label, file: File) -> np.ndarray:
+    """Raw values in a line of a table, (1, 1, C): numbers, or names of classes for their index."""
+    names = label.classes if label.task.classes and isinstance(label.classes, list) and label.table is None else []
+    words = [word.strip() for word in file.what.split(",")]
+    wanted = 1 if label.task.classes else label.task.channels
+    try:
+        raw = [names.index(word) - (label.shift or 0) if word in names else float(word) for word in words]
+        return np.array(raw).reshape(1, 1, wanted)
+    except ValueError:
+        allowed = f", or one of {reprlib.repr(names)}" if names else ""
+        raise ValueError(f"{file.path} should hold {wanted} numbers{allowed}. Found {reprlib.repr(words)}.") from None
 
 
 def _derive(

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from mtrlib.data import pixels
+from mtrlib.data.decoding import File
 from mtrlib.data.description import FILE, Description, text
 from mtrlib.data.fields import Depth, Splits
 
@@ -90,6 +91,18 @@ def paths(root: Path, pattern: str, images: list[Places]) -> list[Path]:
             raise _alike(root, *called[:2])
         there.append(inside(root, called[0]))
     return there
+
+
+def table(root: Path, name: str, what: str, ids: Iterable[str]) -> list[File]:
+    """The line of each image in a text file, there or not: the name of the image, a comma, and what then is in
+    `File.what`. Other lines, such as names of columns, are passed over; ValueError for an image that has two."""
+    path, lines = inside(root, name), _lines(root, name)
+    found = [tuple(map(str.strip, line.partition(",")[::2])) for line in lines]
+    twice, times = Counter(image for image, _ in found).most_common(1)[0] if found else ("", 0)
+    if times > 1:
+        raise ValueError(f"{path} should have one line of an image. Found {times} of {twice!r}.")
+    values = dict(found)
+    return [File(values.get(i, what), f"{path}, line of {i}", len(values[i]) if i in values else -1, 0) for i in ids]
 
 
 def instead(root: Path, pattern: str, *read: str) -> str:

@@ -64,9 +64,11 @@ def task_losses(
     def losses(images: Tensor) -> Tensor:
         outputs, rows = model(images, tasks), []
         for letter in tasks:
-            pixels = definitions(model)[letter].pixel_loss(outputs[letter], targets[letter])
-            weight = weights.to(pixels.device)[targets["s"].long()] if letter == "s" else 1
-            rows.append((under_mask(pixels, masks[letter]) * weight).flatten(1).mean(dim=1))
+            task = definitions(model)[letter]
+            output, target, mask = task.maps(outputs[letter], targets[letter], masks[letter])
+            pixels = task.pixel_loss(output, target, mask)
+            weight = weights.to(pixels.device)[target.long()] if letter == "s" else 1
+            rows.append((under_mask(pixels, mask) * weight).flatten(1).mean(dim=1))
         return torch.stack(rows)
 
     return losses
