@@ -169,6 +169,17 @@ def test_distances_are_the_divergence_of_classes_and_the_loss_of_regression():
     assert adversarial.distance(TASKS["d"], torch.zeros(1, 1, 1, 2), torch.tensor([[[[0.5, 9.0]]]]), mask).item() == 0.5
 
 
+@pytest.mark.parametrize("per_image", [False, True])
+def test_distances_of_labels_are_divergences_of_their_sigmoids(per_image):
+    """Sigmoids .5 and .8 as above, in one of two labels whose other does not change: half of .2231."""
+    task = Task("l", "made", "", 2, "labels", per_image=per_image)
+    clean, output = torch.zeros(1, 2), torch.tensor([[4.0, 1.0]]).log()
+    if not per_image:
+        clean, output = (each.view(1, 2, 1, 1).expand(1, 2, 3, 3) for each in (clean, output))
+    assert adversarial.distance(task, output, clean).item() == pytest.approx(0.22314 / 2, abs=1e-5)
+    assert adversarial.distance(task, clean, clean).item() == 0
+
+
 @pytest.mark.parametrize(
     "how", [{"eps_255": 0.0}, {"recipe": "trades", "eps_255": 0.0}, {"recipe": "half", "beta": 0.0}]
 )

@@ -129,12 +129,17 @@ def attacked(spec: ModelSpec) -> str:
 
 def distance(task: Task, output: Tensor, clean: Tensor, mask: Tensor | None = None) -> Tensor:
     """How far the outputs of perturbed images are from those of clean ones, both (B, C, H, W), logits or values: of
-    classes the Kullback-Leibler divergence KL(softmax(clean) || softmax(output)), of regression the training loss with
-    `clean` as target. Returns (B,): means over valid pixels, `mask` and all else as in `Task.loss`."""
+    classes the Kullback-Leibler divergence KL(softmax(clean) || softmax(output)), of labels and ordinal classes that of
+    their sigmoids, of regression the training loss with `clean` as target. Returns (B,): means over valid pixels,
+    `mask` and all else as in `Task.loss`."""
     if task.kind == "regression":
         return task.loss(output, clean.float(), mask)
+    output, clean, mask = task.maps(output, clean, mask)
+    if task.kind != "classes":  # a sigmoid is a softmax over the logit and 0
+        output, clean = (torch.stack([each, torch.zeros_like(each)], dim=1) for each in (output, clean))
     pixels = F.kl_div(*(each.float().log_softmax(dim=1) for each in (output, clean)), reduction="none", log_target=True)
-    return mean_over_valid(pixels.sum(dim=1), mask)
+    pixels = pixels.sum(dim=1)
+    return mean_over_valid(pixels if task.kind == "classes" else pixels.mean(dim=1), mask)
 
 
 def curvature(gradients: Tensor, others: Tensor) -> Tensor:
