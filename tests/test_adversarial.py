@@ -13,7 +13,7 @@ from torch import nn
 from mtrlib import attacks, data, machine, models, training
 from mtrlib.metrics import relative_task_vulnerability
 from mtrlib.specs import Adversarial, AttackSpec, ModelSpec
-from mtrlib.store import evaluation
+from mtrlib.store import Store, evaluation, sources
 from mtrlib.tasks import TASKS, Task
 from mtrlib.training import adversarial, fitting, weights
 
@@ -386,3 +386,13 @@ def test_it_halves_the_vulnerability_under_sea_at_least(tiny, tmp_path, one_thre
         clean, hurt = (torch.tensor(errors[f"{name}_error"].to_numpy()) for name in ("clean", "adversarial"))
         found.append(relative_task_vulnerability(clean, hurt))
     assert found[1] < found[0] / 2
+
+
+def test_the_store_keeps_a_model_by_its_recipe_and_by_the_code_of_its_attacks(tiny, tmp_path):
+    store, spec = Store(tmp_path, "cpu"), spec_of(tiny, recipe="half", epochs=1)
+    store.errors(spec, AttackSpec(name="fgsm", tasks="s", images=4))
+    assert store.has_model(spec)
+    assert not store.has_model(spec_of(tiny, epochs=1))
+    assert ModelSpec.model_validate(store.record(spec)["spec"]) == spec
+    assert set(store.record(spec)["code"]) == {"rooms", "training", "attacks"}
+    assert set(sources.of_model(tiny)) == {"rooms", "training"}
