@@ -39,7 +39,7 @@ def known(weights: str) -> str:
     with suppress(ValueError):  # of what is no number
         if weights in WEIGHTS or (":" in weights and all(0 < float(each) < inf for each in weights.split(":"))):
             return weights
-    allowed = f"one of {', '.join(WEIGHTS)}, positive numbers such as 1.0:0.1, or <file>.py:<function>"
+    allowed = f"one of {', '.join(WEIGHTS)}, <file>.py:<function>, or positive numbers such as 1.0:0.1"
     raise ValueError(f"Parameter weights should be {allowed}. Found weights = {weights!r}.")
 
 
