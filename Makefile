@@ -4,6 +4,7 @@
 # make decide      add seeds where they decide most, in looks fixed beforehand, until HOURS are spent
 # make test        lint, tests, and the committed notebooks checked by nbval; make test-slurm: the engine under Slurm
 # make report      index.html in results/$(TIER); RESULTS=runs/$(TIER) makes one of a run of your own
+# make release-models   trained networks for models.load into results/models
 # make docs       the site of the documentation into docs/_build/html
 # make types      what a type checker sees of the public faces, by mypy
 # make audit       known vulnerabilities of the versions in requirements.txt; AUDIT="-s osv" asks another service
@@ -16,7 +17,8 @@ OWN = $(basename $(notdir $(wildcard params/$(TIER)/*.yaml)))
 ifneq ($(filter common,$(or $(OWN),common)),common)
 NOTEBOOKS ?= $(OWN)
 endif
-NOTEBOOKS ?= tour rq1_auxiliary_tasks rq2_marginal_vulnerability rq3_task_weights rq4_task_selection fidelity new_dataset
+NOTEBOOKS ?= tour rq1_auxiliary_tasks rq2_marginal_vulnerability rq3_task_weights rq4_task_selection \
+    rq5_adversarial_training rq6_architectures fidelity new_dataset new_method constrained_attacks
 OUT = runs/$(TIER)
 RESULTS ?= results/$(TIER)
 BIN = .venv/bin
@@ -41,8 +43,8 @@ ONE_THREAD = $(if $(filter-out 1,$(JOBS)),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 .PHONY: reproduce reanalyse release release-models batch batch-plan decide notebooks report test test-slurm lint types docs audit clean
 .DELETE_ON_ERROR:
 
-# Not those that show what a model predicts: they have to train one.
-READ = $(filter-out tour new_dataset,$(NOTEBOOKS))
+# Not those that show what a model predicts, which have to train one, nor those that no errors were released of.
+READ = $(filter-out tour new_dataset new_method constrained_attacks rq5_adversarial_training rq6_architectures,$(NOTEBOOKS))
 reproduce: .venv/installed
 	@mkdir -p $(OUT)
 	@$(MAKE) --no-print-directory --jobs $(JOBS) $(NOTEBOOKS:%=run-%)
