@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
+from mtrlib.models.building import build
 from mtrlib.models.checkpoints import faults, state_dict
-from mtrlib.models.network import MultiTaskModel, build
+from mtrlib.models.network import MultiTaskModel
 from mtrlib.tasks import TASKS
 
 # Letters of the tasks by their names there, which are their folders' in Taskonomy but for two.

@@ -10,7 +10,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from mtrlib import machine, sealed
-from mtrlib.models.network import MultiTaskModel, build
+from mtrlib.models.building import build
+from mtrlib.models.network import MultiTaskModel
 from mtrlib.tasks import Task
 
 FOLDER = "results/models"
