@@ -22,7 +22,7 @@ def defaults() -> dict:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     namespace: dict = {}
     exec("".join(next(cell for cell in cells if cell["cell_type"] == "code")["source"]), namespace)
-    return {name: namespace[name] for name in study.ConstrainedAttacks.model_fields}
+    return {name: namespace[name] for name in study.ConstrainedAttacks.model_fields if name in namespace}
 
 
 @pytest.fixture(scope="module")

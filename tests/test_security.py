@@ -51,7 +51,9 @@ def faults(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_no_module_can_run_what_it_reads(path):
-    assert faults(path.read_text()) == []
+    """But for one: a file of the user's is run where a parameter names it, and that is said."""
+    allowed = ["exec", "compile"] if path.parts[-2:] == ("models", "own.py") else []
+    assert faults(path.read_text()) == allowed
 
 
 @pytest.mark.parametrize(

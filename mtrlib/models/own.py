@@ -36,8 +36,8 @@ def pinned(brought: Any) -> Any:
     ----------
     brought : "<file>.py:<name>", what a file defines. The file is run now, once for each content, and that is said. Its
         path may hold ~ and $NAME, and a relative one starts at `machine.root`; the digest is of the file alone, not of
-        what it imports. Or a function, class or network, or a dict of tensors, with a digest of its code, and of the
-        values and functions that it uses, those of installed packages by name; this process alone knows it.
+        what it imports. Or a function, class or network, with a digest of its code, and of the values and functions
+        that it uses, those of installed packages by name; this process alone knows it.
 
     ValueError of one line where a file gives no such thing, and for values whose content cannot be told.
     """
@@ -54,8 +54,10 @@ def pinned(brought: Any) -> Any:
         name = f"{shown.as_posix()}:{named['name']}@{digest}"
         _KNOWN[name] = _defined(shown, content, f"mtrlib_own_{digest}", named["name"])
         return name
-    if not callable(brought) and not (isinstance(brought, dict) and brought):
-        return brought
+    return _named(brought) if callable(brought) else brought
+
+
+def _named(brought: Any) -> str:
     name = re.sub(r"\W", "", getattr(brought, "__name__", type(brought).__name__))
     name = f"here:{name}@{digest_of(brought)}"
     _KNOWN[name] = brought
@@ -64,6 +66,8 @@ def pinned(brought: Any) -> Any:
 
 def pinned_weights(given: Any) -> Any:
     """As `pinned`, of weights: a path, whose file becomes "<path>@<digest>"; a state dict; else as it is."""
+    if isinstance(given, dict) and given:
+        return _named(given)
     if not isinstance(given, str) or _DIGEST.search(given):
         return pinned(given)
     path = machine.place(given)

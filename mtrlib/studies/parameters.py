@@ -49,7 +49,9 @@ def _as_given(check: Callable[[str], object]) -> Any:
                      AfterValidator(checked)]  # fmt: skip
 
 
-def _weights(given: bool | str) -> bool | str:
+def _weights(given: Any) -> bool | str:
+    if not isinstance(given, bool | str):
+        raise ValueError("should be a valid boolean or a file of weights")
     own.pinned_weights(given)
     return given
 
@@ -76,7 +78,7 @@ class Parameters(Training, serialize_by_alias=True):
     test_images: Count
     tasks: Tasks
     encoder: Encoder
-    pretrained: Annotated[bool | str, AfterValidator(_weights)]
+    pretrained: Annotated[bool | str, BeforeValidator(_weights)]
     frozen: bool = False
     head: Literal[tuple(HEADS)] = "convolutions"
     precision: Literal["auto", "float32", "bfloat16"]
