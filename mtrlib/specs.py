@@ -130,6 +130,9 @@ class Training(Spec):
     schedule: Literal["cosine", "step"] = "cosine"
 
 
+_BETA = {"trades": 6.0, "half": 0.5, "gat": 0.5}
+
+
 class Adversarial(Spec):
     """Adversarial training: on what perturbed images each step learns (`training.adversarial`)."""
 
@@ -139,7 +142,7 @@ class Adversarial(Spec):
     tasks: Tasks | None = None  # attacked in training; None: all of the model's, of gat the main one
     # On the sum of their losses, balanced, or on the one hurt least.
     attack: Literal["pgd", "dgba", "min_max"] = "pgd"
-    norm: Literal[attacks.BALLS] = "linf"
+    norm: Literal[attacks.BALLS] = "linf"  # type: ignore[valid-type]
     eps_255: float = Field(default=4.0, ge=0)  # as in AttackSpec
     steps: int = Field(default_factory=lambda given: 1 if given.get("recipe") == "fast" else 5, ge=1)
     step_size_255: float = Field(
@@ -147,7 +150,7 @@ class Adversarial(Spec):
     )
     # The share of a loss that is taken on perturbed images, in [0, 1]; of trades the weight of the distance between
     # outputs of clean and perturbed images.
-    beta: float = Field(default_factory=lambda given: _BETA.get(given.get("recipe"), 1.0), ge=0)
+    beta: float = Field(default_factory=lambda given: _BETA.get(given.get("recipe", ""), 1.0), ge=0)
     curriculum: bool = False  # eps and step grow in proportion from 0 over the first two thirds of the epochs
     # Of gat: the auxiliary losses on clean images (its code), or on clean and perturbed ones (its figure); a further
     # loss, the curvature measure of the tasks' input gradients; a head more in training, which no result has.
@@ -168,9 +171,6 @@ class Adversarial(Spec):
                 f"auxiliary, curvature, self_supervised are for gat alone. Found recipe = {self.recipe!r}."
             )
         return self
-
-
-_BETA = {"trades": 6.0, "half": 0.5, "gat": 0.5}
 
 
 class ModelSpec(Training):
@@ -267,7 +267,7 @@ class AttackSpec(Spec):
     # Of `attacks.NAMED`; "<file>.py:<function>", or a function, with the keywords of `pgd`: kept with a digest.
     name: Annotated[str, Brought, AfterValidator(known_attack)] = "pgd"
     tasks: Tasks  # letters of the attacked tasks: the adversary maximises the sum of their losses
-    norm: Literal[attacks.BALLS] = "linf"
+    norm: Literal[attacks.BALLS] = "linf"  # type: ignore[valid-type]
     # Budget and step in 255ths of the image range; an l2 or l1 budget is the length of the whole perturbation of one
     # image. fgsm, apgd, square and sea have no use for the step.
     eps_255: float = Field(default=8.0, ge=0)

@@ -131,15 +131,15 @@ def search_images(
     images, eps, norm : as in `pgd`.
     attacked : how many rows are raised, each an objective of its own beside the distance in `norm`; the error of each
         other row is to be at most 1 + `slack` times that of the clean image.
-    basis, cells : what the genes are, 3 `cells`^2 numbers from -1 to 1 in parts of eps: "tiles", a colour change for
-        each of cells x cells tiles; "cosines", the lowest of the discrete cosine transform of each channel, cut at eps.
+    basis, cells : what the genes are, three times cells x cells numbers from -1 to 1 in parts of eps: "tiles", a colour
+        change for each of as many tiles; "cosines", the lowest of the discrete cosine transform of each channel, cut at
+        eps.
     population, generations, seed, soft : as in `search`.
 
     Returns
     -------
-    images : (B, 3, H, W), in [0, 1] and within eps, the point with the highest sum of attacked errors among those that
-        keep the others; the image itself where nothing is above it.
-    fronts : of each image; `decoded` gives their images.
+    Images, (B, 3, H, W), in [0, 1] and within eps: the point with the highest sum of attacked errors among those that
+    keep the others, the image itself where nothing is above it. And each image's front; `decoded` gives its images.
     """
     if attacked < 1 or not slack >= 0:
         raise ValueError(
