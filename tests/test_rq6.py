@@ -170,6 +170,17 @@ def test_the_whole_study_runs_and_its_table_says_what_spreads(p):
     assert set(claims.findings("rq6", errors).verdict) <= {"open"}, "one training"
 
 
+def test_the_tables_of_models_tell_them_apart(p, tmp_path):
+    """Of one architecture and as many epochs there is no such column."""
+    cells = rq6.cells(p)
+    table = studies.plan(Store(tmp_path / "none"), cells)
+    specs = studies.models(cells)
+    assert set(table.architecture) == {spec.architecture for spec in specs}
+    assert len(table) == len({(len(spec.tasks), spec.architecture, spec.epochs) for spec in specs})
+    alike = [cell for cell in cells if cell.evaluation.model == specs[0]]
+    assert not {"architecture", "epochs", "recipe"} & set(studies.plan(Store(tmp_path / "none"), alike).columns)
+
+
 def test_the_table_of_claims_shows_the_question_where_it_was_measured(tmp_path):
     errors = errors_of({("s", "s"): 2.0, ("s", "d"): 3.0})
     claims.findings("rq1", errors).to_csv(tmp_path / "rq1_findings.csv", index=False)
@@ -198,3 +209,8 @@ def test_the_figure_has_a_mark_for_every_cell_in_the_place_of_its_architecture()
     assert [y for _, y in marks] == pytest.approx(rows.value.tolist())
     assert len({x for x, _ in marks}) == len(marks), "none covers another"
     assert left.get_xlim() == (-0.5, number - 0.5)
+
+
+@pytest.mark.parametrize(("rq", "said"), [("RQ1", "As the paper says"), ("RQ5", "As claimed"), ("RQ6", "As claimed")])
+def test_an_answer_names_the_paper_only_where_it_asked(rq, said):
+    assert claims.answer(judging.frame([]), rq).startswith(f"{said}: nothing.")

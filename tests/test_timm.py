@@ -163,4 +163,4 @@ def test_a_file_of_weights_is_part_of_the_key_and_faults_are_one_line(tmp_path):
     assert ModelSpec(data=DataSpec(), tasks="sd").key == "c32dff6514d0d2d2", "all else has the key that it had"
     state = models.build("resnet18_tiny", "s").encoder.state_dict()
     here = spec(encoder="resnet18_tiny", pretrained=state)
-    assert here.pretrained == own.pinned(state)
+    assert here.pretrained == own.pinned_weights(state)

@@ -226,7 +226,7 @@ def answer(findings: pd.DataFrame, rq: str) -> str:
     """The answer to a research question in a line a verdict: its claims, by what findings say of them."""
     told = {number: verdict(findings[findings.number == number]) for number in published.claims(rq).index}
     lines = []
-    said = ("As claimed", "Against the claim") if rq == published.OTHERS else ("As the paper says", "Against the paper")
+    said = ("As claimed", "Against the claim") if rq in published.OTHERS else ("As the paper says", "Against the paper")
     words = dict(zip((*said, "Open", "Not measured"), (AGREES, DISAGREES, OPEN, NOT_MEASURED), strict=True))
     for word, verdict_ in words.items():
         named = [f"{n}, {published.claims(rq).claim[n]}" for n, each in told.items() if each == verdict_]

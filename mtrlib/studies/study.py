@@ -94,33 +94,40 @@ def evaluations(cells: Iterable[Cell]) -> list[Evaluation]:
 
 
 def plan(store: Store, cells: list[Cell]) -> pd.DataFrame:
-    """What is trained and attacked, a row a kind of model (number of tasks, encoder, weights, and the recipe where some
-    are trained against attacks), with the models and attacks of that kind and how many of them the store has already,
-    or were released."""
-    kinds, runs, rows, recipes = ["tasks", "encoder", "weights"], evaluations(cells), [], _recipes(cells)
+    """What is trained and attacked, a row a kind of model (number of tasks, encoder, weights, and what else models
+    differ in, see `_ways`), with the models and attacks of that kind and how many of them the store has already, or
+    were released."""
+    runs, rows, ways = evaluations(cells), [], _ways(cells)
     for spec in models(cells):
         own = [e for e in runs if e.model == spec]
         counts = {"models": 1, "trained already": int(store.has_record(spec)), "attacks": len(own)}
         counts["attacked already"] = sum(map(store.has_errors, own))
-        kind = {"tasks": len(spec.tasks), "encoder": spec.encoder, "weights": spec.weights, **recipes.get(spec, {})}
+        kind = {"tasks": len(spec.tasks), "encoder": spec.encoder, "weights": spec.weights, **ways[spec]}
         rows.append({**kind, **counts})
-    return pd.DataFrame(rows).groupby([*kinds, *(["recipe"] if recipes else [])], sort=False).sum().reset_index()
+    return pd.DataFrame(rows).groupby(list(kind), sort=False).sum().reset_index()
 
 
-def _recipes(cells: list[Cell]) -> dict[ModelSpec, dict[str, str]]:
-    """By model, how it was trained against attacks; empty where none of them was."""
-    named = {spec: "none" if spec.adversarial is None else spec.adversarial.recipe for spec in models(cells)}
-    return {spec: {"recipe": name} for spec, name in named.items()} if set(named.values()) - {"none"} else {}
+def _ways(cells: list[Cell]) -> dict[ModelSpec, dict[str, str | int]]:
+    """By model, the recipe it was trained by against attacks, its architecture and its epochs, as far as models differ
+    in them."""
+    ways = {
+        "recipe": lambda spec: "none" if spec.adversarial is None else spec.adversarial.recipe,
+        "architecture": lambda spec: spec.architecture,
+        "epochs": lambda spec: spec.epochs,
+    }
+    specs = models(cells)
+    differ = {name: of for name, of in ways.items() if len({of(spec) for spec in specs}) > 1}
+    return {spec: {name: of(spec) for name, of in differ.items()} for spec in specs}
 
 
 def train(store: Store, cells: list[Cell]) -> pd.DataFrame:
     """Train the models that the store lacks and that were not released. Returns one row a model: tasks, encoder,
     weights, seed, the seconds it took when it was trained, and the last training loss of each task."""
-    specs, rows, recipes = models(cells), [], _recipes(cells)
+    specs, rows, ways = models(cells), [], _ways(cells)
     train_models(store, [spec for spec in specs if not store.has_record(spec)])
     for spec in specs:
         record = store.record(spec)
-        row = {name: getattr(spec, name) for name in ("tasks", "encoder", "weights", "seed")} | recipes.get(spec, {})
+        row = {name: getattr(spec, name) for name in ("tasks", "encoder", "weights", "seed")} | ways[spec]
         losses = {f"loss {letter}": record["history"][-1][letter] for letter in spec.tasks}
         rows.append({**row, "seconds": record["seconds"], **losses})
     return pd.DataFrame(rows)
