@@ -68,7 +68,8 @@ def release(options: argparse.Namespace) -> int:
 
     needs = _needs(options)
     path = machine.folder(machine.place(options.results), "the results", made=True) / "errors.parquet"
-    count = released.write(path, needs.store, needs.models.values(), batch.evaluations(needs, needs.models))
+    runs = batch.evaluations(needs, needs.models)
+    count = released.write(path, needs.store, needs.models.values(), runs, add=options.add)
     size = path.stat().st_size / 1e6
     sys.stdout.write("{}: {} models, {} attacks, {} other tables, {:.1f} MB\n".format(path, *count, size))
     return 0
@@ -190,6 +191,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--tasks": {"help": "letters of the tasks to look at; by default all that have files"},
     "--notebooks": {"help": "names, separated by commas; all that have a file in the folder"},
     "--precision": {"default": "auto", "choices": ("auto", "float32", "bfloat16")},
+    "--add": {"action": "store_true", "help": "keep what the file has of others, such as other seeds"},
     "--hours": {"type": float, "required": True, "help": "to spend on this machine"},
     "--log": {"help": "a file that takes the output; stderr gets the first and the last line"},
     "shell": {"choices": ("bash", "zsh", "tcsh", "fish")},
@@ -202,7 +204,11 @@ COMMANDS: dict[str, tuple[Callable, str, tuple[str, ...]]] = {  # what runs, wha
     "evaluate": (job, "run the attacks on models: those of the keys, or all", (*_CHOSEN, "keys", "--log")),
     "notebook": (job, "run one notebook", (*_CHOSEN, "notebook", "--log")),
     "decide": (decide, "add seeds where they decide most, until the hours are spent", (*_CHOSEN, "--hours")),
-    "release": (release, "write the errors that notebooks need into one file, errors.parquet", (*_CHOSEN, "results")),
+    "release": (
+        release,
+        "write the errors that notebooks need into one file, errors.parquet",
+        (*_CHOSEN, "results", "--add"),
+    ),
     "release-models": (release_models, "write trained models for models.load", (*_CHOSEN, "results", "named")),
     "board": (make_board, "write index.html beside the entries of a board, *.json", ("results",)),
     "check-data": (check_data, "read all files of a data set: what would stop a run?", _CHECKED),

@@ -132,6 +132,32 @@ def test_a_missing_damaged_or_other_file_is_refused_in_one_line(tier, tmp_path):
         Store(tmp_path, released=copy)
 
 
+def test_seeds_are_added_to_released_errors_by_a_store_that_has_those_alone(tier, tmp_path, monkeypatch):
+    file = tmp_path / "errors.parquet"
+    runs, stores = {}, {}
+    for seed, commit in enumerate(("one", "two")):
+        monkeypatch.setattr(machine, "_commit", lambda commit=commit: commit)
+        needs = again(tier, f"seed {seed}", seeds=[seed], released="")
+        p = needs.parameters["rq4_task_selection"]
+        cells = rq4.cells(p.model_copy(update={"tasks": "sd"}))
+        stores[seed], runs[seed] = needs.store, studies.evaluations(cells)
+        studies.run(needs.store, cells)
+        released.write(file, needs.store, studies.models(cells), runs[seed], add=True)
+        if not seed:
+            alone = file.read_bytes()
+            released.write(file, needs.store, studies.models(cells), runs[seed], add=True)
+            assert file.read_bytes() == alone  # what it has already is not there twice
+    both = Store(tmp_path / "none", released=file)
+    for seed, own in runs.items():
+        for e in own:
+            pd.testing.assert_frame_equal(both.errors(e), stores[seed].errors(e))
+            assert both.record(e.model) == stores[seed].record(e.model)
+    assert not list(both.path.glob("models/*/*"))
+    assert both.released.changed() == []
+    released.write(file, stores[1], [e.model for e in runs[1]], runs[1])
+    assert not Store(tmp_path / "none", released=file).has_errors(runs[0][0])  # without add others go
+
+
 def test_what_the_store_lacks_is_not_released(tier, tmp_path):
     needs = again(tier, "lacking", released="")
     with pytest.raises(ValueError, match="It lacks .* run `make batch`"):

@@ -40,17 +40,15 @@ class Released:
         if not path.is_file():
             where = f"Found {path}. In the repository of mtrlib they are results/<tier>/errors.parquet and its .sha256."
             raise ValueError(f'Parameter released should be a file of released errors, or "" for none. {where}')
-        rows, words = sealed.read_table(path, "file of released errors")
         try:
-            self.code = words["code"]
-            self._records = {self._key("model", record["spec"]): record for record in words["models"]}
-            of_kind = {"errors": rows[["specification", *MEASURED]]}
-            for kind, content in words["tables"].items():
-                of_kind[kind] = pd.read_parquet(io.BytesIO(base64.b64decode(content)))
-            for kind, rows in of_kind.items():
-                values = rows.drop(columns="specification")
+            tables, self.code, records = _content(path)
+            self._records = {self._key("model", record["spec"]): record for record in records}
+            for kind, rows in tables.items():
+                values = rows[MEASURED] if kind == "errors" else rows.drop(columns="specification")
                 for about, places in rows.groupby("specification", sort=False).indices.items():
                     self._tables[self._key(kind, json.loads(about))] = values, places
+        except sealed.Damaged:
+            raise
         except (LookupError, TypeError, ValueError) as error:  # ArrowInvalid among them
             raise sealed.Damaged(path, f"it is no file of released errors ({error})") from error
 
@@ -73,7 +71,7 @@ class Released:
     def changed(self) -> list[str]:
         """The parts of the code that have changed since."""
         now = sources.digests(part for part in self.code if part in sources.PARTS)
-        return [part for part, digest in self.code.items() if now.get(part) != digest]
+        return [part for part, digests in self.code.items() if digests != [now.get(part)]]
 
     def sentence(self) -> str:
         """What it is and what wrote it, in one line, and where the code has changed since; "" without a file."""
@@ -98,11 +96,14 @@ def _without_precision(content):
     return [_without_precision(each) for each in content] if isinstance(content, list) else content
 
 
-def write(path: Path, store, models: Iterable[ModelSpec], evaluations: Iterable[Evaluation]) -> tuple[int, int, int]:
+def write(
+    path: Path, store, models: Iterable[ModelSpec], evaluations: Iterable[Evaluation], add: bool = False
+) -> tuple[int, int, int]:
     """Write the errors of models and evaluations that a `Store` has, and all its other tables of these models that
     this code measured.
 
-    Returns the numbers of models, evaluations and other tables; ValueError where the store lacks some of them.
+    `add` keeps what the file holds of others, such as other seeds, which this store need not have. Returns the numbers
+    of models, evaluations and other tables that were written; ValueError where the store lacks some of them.
     """
     models, evaluations = list(models), list(evaluations)
     untrained = sum(not store.has_model(spec) for spec in models)
@@ -112,21 +113,46 @@ def write(path: Path, store, models: Iterable[ModelSpec], evaluations: Iterable[
             f"The store {store.path} should have {len(models)} models and {len(evaluations)} attacks on them. It lacks "
             f"{untrained} and {missing}: run `make batch` for this tier first."
         )
-    keys, code, others = {spec.key for spec in models}, {}, defaultdict(list)
+    keys, measured, tables = {spec.key for spec in models}, [sources.digests(["attacks"])], defaultdict(list)
     for file in sorted(store.path.glob("*/*/*.parquet")):
         if (kind := file.parents[1].name) != "errors":
             rows, words = sealed.read_table(file)
             about, by = words["about"], words["written_by"]["code"]
             if by == sources.digests(by) and {key_of(spec) for spec, _ in about["of"]} <= keys:
-                others[kind].append(rows.assign(specification=_text(about)))
-                code |= by
+                tables[kind].append(rows.assign(specification=_text(about)))
+                measured.append(by)
+    counts = len(models), len(evaluations), sum(map(len, tables.values()))
     records = [store.record(spec) for spec in models]
-    for record in records:
-        code |= record["code"]
-    packed = {kind: pd.concat(rows).to_parquet(index=False, **_PACKED) for kind, rows in sorted(others.items())}
-    packed = {kind: base64.b64encode(content).decode() for kind, content in packed.items()}
-    words = {"code": code | sources.digests(["attacks"]), "models": records, "tables": packed}
-    errors = [store.errors(e).assign(key=e.key, specification=_text(e.model_dump(mode="json"))) for e in evaluations]
+    tables["errors"] = [
+        store.errors(e).assign(key=e.key, specification=_text(e.model_dump(mode="json"))) for e in evaluations
+    ]
+    code = defaultdict(set)
+    for part, digest in (item for by in [*measured, *(record["code"] for record in records)] for item in by.items()):
+        code[part].add(digest)
     with sealed.locked(path.with_name(f".{path.name}.lock")):
-        sealed.seal_table(path, pd.concat(errors, ignore_index=True), words, **_PACKED)
-    return len(models), len(evaluations), sum(map(len, others.values()))
+        if add and path.exists():
+            others, by, kept = _content(path)
+            for kind, rows in others.items():
+                known = {about for each in tables[kind] for about in each.specification.unique()}
+                tables[kind].insert(0, rows[~rows.specification.isin(known)])
+            for part, digests in by.items():
+                code[part] |= set(digests)
+            known = [record["spec"] for record in records]
+            records = [record for record in kept if record["spec"] not in known] + records
+        whole = {kind: pd.concat(rows, ignore_index=True) for kind, rows in sorted(tables.items())}
+        errors = whole.pop("errors")
+        packed = {kind: rows.to_parquet(index=False, **_PACKED) for kind, rows in whole.items()}
+        packed = {kind: base64.b64encode(content).decode() for kind, content in packed.items()}
+        words = {"code": {part: sorted(code[part]) for part in sorted(code)}, "models": records, "tables": packed}
+        sealed.seal_table(path, errors, words, **_PACKED)
+    return counts
+
+
+def _content(path: Path) -> tuple[dict[str, pd.DataFrame], dict[str, list[str]], list[dict]]:
+    """Tables by kind, with the specification of each row, the digests of each part of the code, and records."""
+    rows, words = sealed.read_table(path, "file of released errors")
+    tables = {"errors": rows}
+    for kind, content in words["tables"].items():
+        tables[kind] = pd.read_parquet(io.BytesIO(base64.b64decode(content)))
+    code = {part: [digests] if isinstance(digests, str) else digests for part, digests in words["code"].items()}
+    return tables, code, words["models"]
