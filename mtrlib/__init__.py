@@ -11,7 +11,7 @@ from typing import Any
 # worth depends on the machine: `benchmarks/busy.py` measures it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
