@@ -5,6 +5,7 @@ How tasks share is the architecture: one encoder ("hard"), or a file each: cross
 
 from mtrlib.models.architectures import ARCHITECTURES
 from mtrlib.models.building import build
+from mtrlib.models.described import load_described
 from mtrlib.models.encoders import ENCODERS
 from mtrlib.models.network import MultiTaskModel, folded
 from mtrlib.models.published import load_published

@@ -26,7 +26,10 @@ PARTS = {
     "fidelity": ("studies/fidelity/changes.py",),
 }
 # Beside them in these folders, and on the way to no stored result.
-ASIDE = ("attacks/constrained.py", "attacks/constraints.py", "attacks/search.py", "data/loans.py", "rooms/changes.py")
+ASIDE = (
+    *("attacks/constrained.py", "attacks/constraints.py", "attacks/search.py", "data/loans.py", "rooms/changes.py"),
+    *("models/described.py", "models/libmtl.yaml", "models/vandenhende.yaml"),
+)
 
 
 def of_model(spec: ModelSpec) -> tuple[str, ...]:
