@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 import yaml
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from mtrlib.models import encoders, own
@@ -77,7 +77,9 @@ def load_described(
             models[resnet] = _network(resnet, told, tasks)
         expected = {theirs(name): value for name, value in models[resnet].state_dict().items()}
         wrong[resnet] = faults(state, expected, same)
-    resnet = min(_RESNETS, key=lambda name: len(wrong[name]))
+        if not wrong[resnet]:
+            break
+    resnet = min(wrong, key=lambda name: len(wrong[name]))
     if lines := wrong[resnet]:
         listed = "; ".join([*lines[:3], *([f"{len(lines) - 3} more"] if len(lines) > 3 else [])])
         raise ValueError(f"{path} should hold what {names} describes. Nearest to {resnet}, it has {listed}.")
@@ -154,4 +156,6 @@ def _description(names: str | Path) -> Names:
     try:
         return Names.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path} should be a description like libmtl.yaml: {own.said(error)}.") from error
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        told = " ".join([*map(str, first["loc"]), first["msg"]]) if first else own.said(error)
+        raise ValueError(f"{path} should be a description like libmtl.yaml: {told}.") from error
