@@ -1,7 +1,5 @@
 """The command `mtrlib`, or `python -m mtrlib`: what the batch engine and a person may run by hand. See `--help`."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import platform

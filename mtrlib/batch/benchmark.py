@@ -7,8 +7,6 @@ made on another network, are told no gradient of this one: where they surely har
 and the entry says so.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -124,7 +122,7 @@ class _Judged(nn.Module):
             self.chooses = "tasks" in inspect.signature(ask).parameters
         self.tasks, self.definitions, self.passes = "".join(dataset.targets), dataset.tasks, Counter()
 
-    def __deepcopy__(self, memo: dict) -> _Judged:
+    def __deepcopy__(self, memo: dict) -> Self:
         return self
 
     def forward(self, images: Tensor, tasks: str | None = None) -> dict[str, Tensor]:

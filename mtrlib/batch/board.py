@@ -1,7 +1,5 @@
 """The board of multi-task models: an entry each, as JSON that `benchmark` writes, and one static page of them."""
 
-from __future__ import annotations
-
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar

@@ -4,8 +4,6 @@ An estimate: a step of plain training counts as three forward passes, a step of 
 one), and every decoder is counted, also where an attack runs fewer.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 

@@ -5,8 +5,6 @@ Who looks again and again until a test says yes will see one say yes. So the loo
 claim counts.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

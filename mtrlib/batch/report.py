@@ -1,7 +1,5 @@
 """One static page from the results of a tier: the notebook `results` over them, and the rendered notebooks."""
 
-from __future__ import annotations
-
 import re
 from importlib.resources import files
 from pathlib import Path

@@ -8,8 +8,6 @@ and what the store has is not computed again. What Snakemake sees of the store a
     <store>/batch/ran/<notebook>-<digest>
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

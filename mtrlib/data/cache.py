@@ -7,8 +7,6 @@ renamed and made again. Of a list of files, an entry serves every shorter list t
 the rows that both have. Nothing is ever removed; delete entries, or all of the cache, when nothing uses them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

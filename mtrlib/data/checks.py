@@ -1,7 +1,5 @@
 """What is in the files of a data set, and what of it would stop a run: every file is read once, at its own size."""
 
-from __future__ import annotations
-
 import hashlib
 from itertools import repeat
 from pathlib import Path

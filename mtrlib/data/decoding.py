@@ -3,8 +3,6 @@
 A reader says what there is as a `Source`: the images, and the parts that are decoded from their files.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence

@@ -5,8 +5,6 @@ and the normal there. What rooms have exactly is estimated here: normals from pl
 pixel. A sensor has holes; they stay holes, with a margin for what is measured over a window that touches them.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -3,15 +3,13 @@
 Every fault is one line with the file and the value, found before anything is decoded.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import reprlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -45,7 +43,7 @@ class Description(Entry):
     splits: Splits
 
     @model_validator(mode="after")
-    def _consistent(self) -> Description:
+    def _consistent(self) -> Self:
         letters = [*(label.letter for label in self.tasks), *(self.depth.letters if self.depth else "")]
         if not letters:
             raise ValueError("tasks should name at least one, or depth what is derived from it")

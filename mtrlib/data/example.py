@@ -4,8 +4,6 @@ Rooms, 48 x 64 pixels, with four classes instead of those of `rooms`, depth in m
 task that the paper does not have: inverse depth, which is left out beyond five metres (`example.yaml` describes them).
 """
 
-from __future__ import annotations
-
 import io
 import re
 from pathlib import Path

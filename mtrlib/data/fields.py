@@ -1,10 +1,8 @@
 """The parts of a description: a label, depth, splits. `fields.yaml` explains each field."""
 
-from __future__ import annotations
-
 import re
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -72,7 +70,7 @@ class Label(Entry):
     unit: str = ""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Label:
+    def _consistent(self) -> Self:
         classes, named = self.kind in ("classes", "ordinal"), self.classes is not None
         number = self.task.classes  # the task checks itself, too
         given = [name for name in ("values", "shift", "colors") if getattr(self, name) is not None]
@@ -151,7 +149,7 @@ class Depth(Entry):
     metres: bool = False
 
     @model_validator(mode="after")
-    def _consistent(self) -> Depth:
+    def _consistent(self) -> Self:
         parse(self.letters, derived.LETTERS, "derived labels")
         for name in self.named:
             if leaves(name):
@@ -193,7 +191,7 @@ class Splits(Entry):
     folder: str | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Splits:
+    def _consistent(self) -> Self:
         given = self.train is not None, isinstance(self.test, float), self.test is not None, self.ratio is not None
         both, share, ratio = (1, 0, 1, 0), (0, 1, 1, 0), (0, 0, 0, 1)
         if given not in {None: (both, ratio), "time": (share,), "folder": (both, share)}[self.by]:

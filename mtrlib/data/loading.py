@@ -4,8 +4,6 @@
 `decoding.Source`: `taskonomy` its own, all others `folder`, by a description.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path

@@ -14,8 +14,6 @@ read as grey and shifted by about (123, 120), which leaves nearly constant targe
 to unit length, and d and D do not look at mask_valid.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ goes from -1 to 1, and 0 leaves the room as it is, to the last bit. Lights and t
 that nothing leaves the room or cuts into something else is told by `intrusion`.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

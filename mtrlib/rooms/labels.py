@@ -7,8 +7,6 @@ are unit vectors of that frame that face the camera. Filters are sums of shifts,
 of its batch: no image depends on those beside it.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

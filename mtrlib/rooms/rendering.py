@@ -6,8 +6,6 @@ is right and z towards the viewer, so normals of surfaces straight ahead are (0,
 own, with a camera of its own; `scenes` says what stands in it, `casting` what a pixel sees, `labels` what targets are.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """From a model, images and an attack to the errors of each image: everything after this is cheap and recomputed."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from functools import wraps
