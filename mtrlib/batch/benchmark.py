@@ -21,10 +21,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mtrlib import attacks, machine, models, sealed
+from mtrlib import attacks, machine, models
 from mtrlib.batch.board import About, Entry, valid
 from mtrlib.batch.corruptions import CORRUPTIONS, corrupted
-from mtrlib.data import Dataset, load
+from mtrlib.data import Dataset, load, sealed
 from mtrlib.metrics import estimates, tables
 from mtrlib.models import MultiTaskModel, encoders, released
 from mtrlib.specs import AttackSpec, key_of

@@ -7,7 +7,7 @@ from typing import TypeVar
 from jinja2 import Environment
 from pydantic import Field, ValidationError
 
-from mtrlib import sealed
+from mtrlib.data import sealed
 from mtrlib.metrics import tables
 from mtrlib.models import MultiTaskModel, released
 from mtrlib.specs import AttackSpec, ModelSpec, Spec, Tasks

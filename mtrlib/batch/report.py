@@ -9,7 +9,8 @@ import papermill
 from jinja2 import Environment
 from nbconvert import HTMLExporter
 
-from mtrlib import machine, sealed
+from mtrlib import machine
+from mtrlib.data import sealed
 from mtrlib.studies import results
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import yaml
 
 import mtrlib
-from mtrlib import machine, sealed, studies
+from mtrlib import machine, studies
+from mtrlib.data import sealed
 from mtrlib.models import own
 from mtrlib.specs import Evaluation, ModelSpec
 from mtrlib.store import Store

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrlib import machine, sealed
+from mtrlib import machine
+from mtrlib.data import sealed
 
 Layout = dict[str, tuple[tuple[int, ...], type | np.dtype]]  # shape and dtype of each array
 _FORMAT = "cache 4"  # part of every entry's name: entries of another format are left alone

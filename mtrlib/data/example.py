@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mtrlib import machine, rooms, sealed
-from mtrlib.data import description
+from mtrlib import machine, rooms
+from mtrlib.data import description, sealed
 from mtrlib.data.loading import load, positive
 from mtrlib.dataset import Dataset
 from mtrlib.tasks import Task

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mtrlib import sealed
+from mtrlib.data import sealed
 from mtrlib.specs import Evaluation, ModelSpec, key_of
 from mtrlib.store import sources
 

@@ -22,8 +22,8 @@ import pandas as pd
 import torch
 from safetensors.torch import load as load_tensors
 
-from mtrlib import machine, sealed, training
-from mtrlib.data import Dataset, digest, load
+from mtrlib import machine, training
+from mtrlib.data import Dataset, digest, load, sealed
 from mtrlib.models import MultiTaskModel
 from mtrlib.specs import AttackSpec, DataSpec, Evaluation, ModelSpec, key_of
 from mtrlib.store import evaluation, sources
