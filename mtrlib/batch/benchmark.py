@@ -271,15 +271,9 @@ def _numbers(rows: pd.DataFrame) -> dict[str, Any]:
     unreliable = [f"{of.setting} errs {of.ratio:.3g} times what pgd does on {of.main}" for of in misled.itertuples()]
     low = [task for task in errors if errors[task]["clean"][0] > estimates.LEARNED * constant[task]]
     unreliable += [f"clean, {task} is hardly better than the best constant" for task in low]
-    return {
-        "errors": errors,
-        "times": times,
-        "corruptions": {
-            t: {k: tuple(corrupt[t, f"{k} {n}"] for n in range(1, 6)) for k in CORRUPTIONS} for t in errors
-        },
-        "constant": constant,
-        "unreliable": tuple(unreliable),
-    }
+    ladders = {t: {k: tuple(corrupt[t, f"{k} {n}"] for n in range(1, 6)) for k in CORRUPTIONS} for t in errors}
+    numbers = {"errors": errors, "times": times, "corruptions": ladders, "constant": constant}
+    return numbers | {"unreliable": tuple(unreliable)}
 
 
 def _finite(*numbers: float) -> tuple[float | None, ...]:

@@ -48,8 +48,8 @@ def estimate(needs: Needs) -> pd.DataFrame:
     records on it; NaN without any).
     """
     definitions = {p.model(p.tasks).data: p.definitions for p in needs.parameters.values()}
-    rates, rate, images = _records(needs.store, definitions)
-    rows = []
+    rates, images = _records(needs.store, definitions)
+    rate, rows = rates.get((), float("nan")), []
     for key, spec in needs.models.items():
         attacks, left = evaluations(needs, [key]), unattacked(needs, [key])
         forward, trained = operations(spec, definitions[spec.data]), not untrained(needs, [key])
@@ -100,12 +100,9 @@ def closing(findings: pd.DataFrame, cells: list[Cell], store: Store) -> pd.DataF
     seeds and images would do.
     """
     specs, done = studies.models(cells), studies.evaluations(cells)
-    records = [store.record(spec) for spec in specs]
-    trained = sum(
-        adversarial.passes(s) * operations(s) * r["images"] * s.epochs for s, r in zip(specs, records, strict=True)
-    )
+    trained = sum(adversarial.passes(s) * operations(s) * store.record(s)["images"] * s.epochs for s in specs)
     attacked = sum(float(operations(e.model) * e.attack.images * _passes(e.attack)) for e in done)
-    rate = trained / sum(record["seconds"] for record in records)
+    rate = trained / sum(store.record(spec)["seconds"] for spec in specs)
     told = findings.number.map(lambda number: verdict(findings[findings.number == number]))
     table = findings[(told == OPEN) & (findings.verdict == OPEN) & findings.decides][["number", "needs"]]
     size = table.needs.str.extract(r"^(\d+) seeds(?:, (\d+) times the images)?$").astype(float)
@@ -136,10 +133,8 @@ def _passes(attack: AttackSpec) -> int:
     return attack.restarts * steps * a_step + 2
 
 
-def _records(
-    store: Store, definitions: dict[DataSpec, dict[str, Task]]
-) -> tuple[dict[tuple, float], float, dict[tuple, int]]:
-    """Operations a second by kind of model and of all, on devices like this one; images of each data set used."""
+def _records(store: Store, definitions: dict[DataSpec, dict[str, Task]]) -> tuple[dict[tuple, float], dict[tuple, int]]:
+    """Operations a second by kind of model, and () of all, on devices like this one; images of each data set used."""
     device = _device(machine.processor())
     sums: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
     images = {}
@@ -156,7 +151,7 @@ def _records(
                 sums[kind][0] += adversarial.passes(spec) * forward * record["images"] * spec.epochs
                 sums[kind][1] += record["seconds"]
     rates = {kind: done / seconds for kind, (done, seconds) in sums.items()}
-    return rates, rates.get((), float("nan")), images
+    return rates, images
 
 
 def _kind(spec: ModelSpec) -> tuple:

@@ -108,10 +108,8 @@ def _findings(needs: tier.Needs, name: str) -> pd.DataFrame:
     errors = studies.run(needs.store, cells)
     more = {}
     if isinstance(p, rq2.RQ2):
-        spec, one = (
-            p.model(canonical(p.tasks), p.seeds[0]),
-            errors[(errors.panel != "chains") & (errors.seed == p.seeds[0])],
-        )
+        spec = p.model(canonical(p.tasks), p.seeds[0])
+        one = errors[(errors.panel != "chains") & (errors.seed == p.seeds[0])]
         gradients = rq2.gradients(needs.store, spec, rq2.subsets(p.tasks), p.gradient_images)
         more = {name: of(one, gradients, spec.tasks) for name, of in predictions.OF_GRADIENTS.items()}
     return findings(name, errors, LEVEL, **more)
@@ -127,6 +125,5 @@ def _snakemake(needs: tier.Needs, name: str, keys: Iterable[str]) -> None:
     profile = machine.root() / "workflow/profiles/local"
     command = [sys.executable, "-m", "snakemake", "--workflow-profile", profile, *marks, "--config", *config]
     if subprocess.run(command, cwd=machine.root(), check=False).returncode:
-        raise ValueError(
-            f"The batch engine did not finish {name}; what it told stands above. Run the same command again."
-        )
+        told = "what it told stands above. Run the same command again."
+        raise ValueError(f"The batch engine did not finish {name}; {told}")

@@ -150,10 +150,8 @@ def _empty(folder: Path, layout: Layout) -> dict[str, np.memmap]:
     needed = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(
-            f"{folder} needs {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free. "
-            "Set the environment variable MTRLIB_CACHE to a folder with more room."
-        )
+        advice = "Set the environment variable MTRLIB_CACHE to a folder with more room."
+        raise OSError(f"{folder} needs {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free. {advice}")
     arrays = {}
     for array, (shape, dtype) in layout.items():
         path = folder / f"{array}.npy"

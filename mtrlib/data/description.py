@@ -19,13 +19,7 @@ from mtrlib.data.fields import Depth, Entry, Label, Splits, pattern_of
 from mtrlib.tasks import Task
 
 FILE = "dataset.yaml"
-DESCRIBED = (
-    "seven_scenes",
-    "tum_rgbd",
-    "scannet",
-    "diode",
-    "folder",
-)  # data sets whose descriptions choose and name files
+DESCRIBED = ("seven_scenes", "tum_rgbd", "scannet", "diode", "folder")  # whose descriptions choose and name files
 SHIPPED = ("nyuv2", "cityscapes", *DESCRIBED[:-1])
 _SHOWN = reprlib.Repr()  # of what was found: a few lines of YAML can stand for billions of values
 _SHOWN.maxlevel = 2
@@ -110,10 +104,10 @@ def shipped(name: str) -> dict[str, Description]:
 
 def chosen(layouts: Iterable[Description], root: Path | None) -> Description:
     """The first of the layouts of a data set whose lists and images a folder has; else the first."""
-    first, *others = layouts
-    if not others or root is None:
-        return first
-    return next((what for what in (first, *others) if _fits(what, root)), first)
+    layouts = list(layouts)
+    if len(layouts) == 1 or root is None:
+        return layouts[0]
+    return next((what for what in layouts if _fits(what, root)), layouts[0])
 
 
 def digest(texts: Iterable[str]) -> str:
@@ -123,6 +117,8 @@ def digest(texts: Iterable[str]) -> str:
 
 def of(name: str, root: Path | None) -> Description:
     """That of a "folder", or of a data set whose descriptions ship with the package, in the layout that lies there."""
+    if name == "folder" and root is None:
+        raise ValueError("Parameter root should be the folder of the data. Found root = None.")
     return read(root) if name == "folder" else chosen(shipped(name).values(), root)
 
 

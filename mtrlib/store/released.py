@@ -1,9 +1,8 @@
 """The errors of a tier, in one sealed file: with it every table, figure and verdict comes out again without training.
 
-The file is a Parquet table that pandas reads as it is: the errors table, with the key of each evaluation and its whole
-specification as JSON; in its words the records of the models, the other tables that the notebooks read (gradients, what
-the published code does), and the digests of the code that computed it all (`sources`). Released errors are the record
-of the version that made them, so they are found by specification, whatever the code.
+A Parquet table that pandas reads as it is: the errors table, with the key of each evaluation and its specification as
+JSON; in its words the records of the models, the other tables that notebooks read, and the digests of the code that
+computed it all (`sources`). Released errors are found by specification, whatever the code.
 """
 
 import base64
@@ -89,13 +88,11 @@ class Released:
         return text
 
     def _key(self, kind: str, about: dict) -> str:
-        return key_of({"kind": kind, "of": _without_precision(about) if self.any_precision else about})
-
-
-def _without_precision(content):
-    if isinstance(content, dict):
-        return {name: _without_precision(value) for name, value in content.items() if name != "precision"}
-    return [_without_precision(each) for each in content] if isinstance(content, list) else content
+        if self.any_precision:
+            about = json.loads(
+                json.dumps(about), object_hook=lambda of: {k: v for k, v in of.items() if k != "precision"}
+            )
+        return key_of({"kind": kind, "of": about})
 
 
 def write(path: Path, store, models: Iterable[ModelSpec], evaluations: Iterable[Evaluation]) -> tuple[int, int, int]:
@@ -112,7 +109,8 @@ def write(path: Path, store, models: Iterable[ModelSpec], evaluations: Iterable[
             f"The store {store.path} should have {len(models)} models and {len(evaluations)} attacks on them. It lacks "
             f"{untrained} and {missing}: run `make batch` for this tier first."
         )
-    keys, code, others = {spec.key for spec in models}, {}, defaultdict(list)
+    records, others = [store.record(spec) for spec in models], defaultdict(list)
+    keys, code = {spec.key for spec in models}, {}
     for file in sorted(store.path.glob("*/*/*.parquet")):
         if (kind := file.parents[1].name) != "errors":
             rows, words = sealed.read_table(file)
@@ -120,7 +118,6 @@ def write(path: Path, store, models: Iterable[ModelSpec], evaluations: Iterable[
             if by == sources.digests(by) and {key_of(spec) for spec, _ in about["of"]} <= keys:
                 others[kind].append(rows.assign(specification=_text(about)))
                 code |= by
-    records = [store.record(spec) for spec in models]
     for record in records:
         code |= record["code"]
     packed = {kind: pd.concat(rows).to_parquet(index=False, **_PACKED) for kind, rows in sorted(others.items())}
