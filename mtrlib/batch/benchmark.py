@@ -208,7 +208,7 @@ def _measured(
         other = models.load(source).to(at["device"])
         letters["transfer"] = _shared(dataset, {x: task.channels for x, task in other.definitions.items()})
 
-    def make(setting: str, attacked: str) -> pd.DataFrame:
+    def errors(setting: str, attacked: str) -> pd.DataFrame:
         kind, _, severity = setting.partition(" ")
         if setting == "constant":
             return evaluation.constant_errors(train(), dataset)
@@ -222,7 +222,13 @@ def _measured(
         attack = AttackSpec(name=name, tasks=attacked, eps_255=EPS_255, steps=of["steps"][setting])
         return evaluation.errors(judged, dataset, attack, source=on, **at)
 
-    clean = make("clean", "")
+    def measured(path: Path, setting: str, attacked: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+        before = judged.passes.copy()
+        rows = errors(setting, attacked).assign(setting=setting, attacked=attacked)
+        sealed.seal_table(path, rows, dict(judged.passes - before))
+        return sealed.read_table(path)
+
+    clean = errors("clean", "")
     plan = [(name, each) for name, of_all in letters.items() for each in dict.fromkeys((*of_all, of_all)) if each]
     plan += [(f"{kind} {severity}", "") for kind in CORRUPTIONS for severity in range(1, 6)] + [("constant", "")]
     frames, cost = [clean.assign(setting="clean", attacked="")], Counter()
@@ -233,15 +239,8 @@ def _measured(
             kind, _, severity = setting.partition(" ")
             about |= {"value": CORRUPTIONS[kind][int(severity) - 1]} if severity else {}
             path = folder / f"{key_of(about)}.parquet"
-            read = partial(sealed.read_table, path)
-
-            def measure(path=path, read=read, setting=setting, attacked=attacked):
-                before = judged.passes.copy()
-                rows = make(setting, attacked).assign(setting=setting, attacked=attacked)
-                sealed.seal_table(path, rows, dict(judged.passes - before))
-                return read()
-
-            rows, spent = sealed.kept(path.with_suffix(".lock"), path.exists, read, measure)
+            read, make = partial(sealed.read_table, path), partial(measured, path, setting, attacked)
+            rows, spent = sealed.kept(path.with_suffix(".lock"), path.exists, read, make)
             frames.append(rows)
             cost.update(spent)
             bar.update()
