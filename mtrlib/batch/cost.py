@@ -67,16 +67,15 @@ def summary(needs: Needs, table: pd.DataFrame) -> str:
     notebooks = f"{len(needs.parameters)} notebook{'s' * (len(needs.parameters) > 1)}"
     new, device = table[~table.trained.astype(bool)], _device(machine.processor())
     train, attack = (new.image_operations * new.images).sum() / 1e15, table.attack_operations.sum() / 1e15
-    lines = [
-        f"{notebooks}: {len(table)} models, {table.trained.sum()} of them trained already; "
-        f"{table.attacks.sum()} attacks on them, {table.attacked.sum()} of them run already.",
-        f"Left: about {train:.3g} PFLOP to train and {attack:.3g} PFLOP to attack.",
-    ]
+    attacks = f"{table.attacks.sum()} attacks on them, {table.attacked.sum()} of them run already"
+    lines = [f"{notebooks}: {len(table)} models, {table.trained.sum()} of them trained already; {attacks}."]
+    lines.append(f"Left: about {train:.3g} PFLOP to train and {attack:.3g} PFLOP to attack.")
     if len(unknown := new[new.images.isna()]):
-        lines.append(
-            f"To train {len(unknown)} of the models on all images of their data, whose number is not known before they "
-            f"are read: about {unknown.image_operations.sum() / 1e12:.3g} PFLOP more for each 1,000 images."
+        some = (
+            f"{len(unknown)} of the models on all images of their data, whose number is not known before they are read"
         )
+        more = unknown.image_operations.sum() / 1e12
+        lines.append(f"To train {some}: about {more:.3g} PFLOP more for each 1,000 images.")
     if table.seconds.isna().all() and len(table):
         lines.append(f"Seconds unknown: the store has no model that was trained on {device}.")
     else:

@@ -53,9 +53,12 @@ def decide(
         looks = []
         for name, number in taken.items():
             seeds = LOOKS[min(number, len(LOOKS) - 1)]
-            closed = sum(_seeds(text) <= seeds for text in left[name].needs) if name in left else np.inf
+            alone = [re.fullmatch(r"(\d+) seeds", text) for text in left[name].needs] if name in left else []
+            closed = sum(int(found[1]) <= seeds for found in alone if found) if name in left else np.inf
             if number < len(LOOKS) and closed:
-                needs = tier.needs({name: {**values[name], "seeds": _first(values[name]["seeds"], seeds)}}, precision)
+                own = values[name]["seeds"]
+                others = (seed for seed in range(seeds + len(own)) if seed not in own)
+                needs = tier.needs({name: {**values[name], "seeds": [*own, *others][:seeds]}}, precision)
                 looks.append((closed, name, needs, _hours(needs, name, engine)))
         spent = (time.monotonic() - begun) / 3600
         looks = [look for look in looks if look[-1] <= max(hours - spent, 0.0)]
@@ -73,18 +76,6 @@ def decide(
         row = [name, LOOKS[taken[name]], estimated, (time.monotonic() - begun) / 3600 - spent]
         rows.append([*row, *("; ".join(f"{n} {text}" for n, text in of.items()) for of in (new, wanted))])
         taken[name] += 1
-
-
-def _first(own: list[int], count: int) -> list[int]:
-    """So many seeds: the given ones, then the lowest others."""
-    others = (seed for seed in range(count + len(own)) if seed not in own)
-    return [*own, *others][:count]
-
-
-def _seeds(needs: str) -> float:
-    """How many seeds close a finding by themselves; infinite where no number does."""
-    found = re.fullmatch(r"(\d+) seeds", needs)
-    return float(found[1]) if found else np.inf
 
 
 def _missing(needs: tier.Needs) -> list[str]:

@@ -93,11 +93,9 @@ def errors(
         frames.append(pd.DataFrame(columns))
         advance(len(ids))
     if without_gradient and (count := int(torch.cat(without_gradient).sum())) > len(data) / 10:
-        warnings.warn(
-            f"The attack {attack.name} on {attack.tasks!r} of a model of {model.tasks!r} finds no gradient at "
-            f"{count} of {len(data)} images: their errors under attack say little.",
-            stacklevel=2,
-        )
+        what = f"The attack {attack.name} on {attack.tasks!r} of a model of {model.tasks!r}"
+        where = f"{count} of {len(data)} images: their errors under attack say little"
+        warnings.warn(f"{what} finds no gradient at {where}.", stacklevel=2)
     return pd.concat(frames, ignore_index=True)
 
 

@@ -105,10 +105,9 @@ def write(path: Path, store, models: Iterable[ModelSpec], evaluations: Iterable[
     untrained = sum(not store.has_model(spec) for spec in models)
     missing = sum(not store.has_errors(e) for e in evaluations)
     if untrained or missing or not evaluations:
-        raise ValueError(
-            f"The store {store.path} should have {len(models)} models and {len(evaluations)} attacks on them. It lacks "
-            f"{untrained} and {missing}: run `make batch` for this tier first."
-        )
+        wanted = f"{len(models)} models and {len(evaluations)} attacks on them"
+        lacks = f"It lacks {untrained} and {missing}: run `make batch` for this tier first."
+        raise ValueError(f"The store {store.path} should have {wanted}. {lacks}")
     records, others = [store.record(spec) for spec in models], defaultdict(list)
     keys, code = {spec.key for spec in models}, {}
     for file in sorted(store.path.glob("*/*/*.parquet")):
