@@ -1,7 +1,5 @@
 """The command `mtrlib`, or `python -m mtrlib`: what the batch engine and a person may run by hand. See `--help`."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import platform
@@ -10,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -43,21 +42,15 @@ def job(options: argparse.Namespace) -> int:
         about = f"on {platform.node()}, GPU {gpu}, {os.environ.get('OMP_NUM_THREADS')} threads"
         hours = f"; left for all models about {left:.2g} hours of jobs one after another" if left > 0 else ""
         _say(options, f"{_now()} begins {title} {about}{hours}")
-        if options.command == "notebook":
-            batch.notebook(needs, options.notebook)
-        else:
-            getattr(batch, options.command)(needs, of)
+        getattr(batch, options.command)(needs, options.notebook if options.command == "notebook" else of)
         _say(options, f"{_now()} ends {title}")
     return 0
 
 
 def decide(options: argparse.Namespace) -> int:
-    from mtrlib import batch
     from mtrlib.batch.decide import decide
 
-    table = decide(
-        batch.read(options.folder, options.notebooks and options.notebooks.split(",")), options.hours, options.precision
-    )
+    table = decide(_read(options), options.hours, options.precision)
     sys.stdout.write(f"{table.to_string(index=False)}\nSpent {table.hours.sum():.2g} of {options.hours:g} hours.\n")
     return 0
 
@@ -82,10 +75,8 @@ def release_models(options: argparse.Namespace) -> int:
     needs, folder = _needs(options), machine.place(options.results)
     named = dict(each.rpartition("=")[::2] for each in options.named)
     if unknown := {key for key in named.values() if key not in needs.models} | {"" for name in named if not name}:
-        raise ValueError(
-            f"Models should be given as NAME=KEY, with keys that `mtrlib plan {options.folder}` prints. Found no model "
-            f"{', '.join(sorted(unknown))}."
-        )
+        allowed = f"NAME=KEY, with keys that `mtrlib plan {options.folder}` prints"
+        raise ValueError(f"Models should be given as {allowed}. Found no model {', '.join(sorted(unknown))}.")
     for name, key in named.items():
         board.release(needs.store, needs.models[key], name, folder)
         sys.stdout.write(f"{folder / name}.safetensors\n")
@@ -107,13 +98,11 @@ def check_data(options: argparse.Namespace) -> int:
     usable = [letter for letter in labels.task.unique() if letter not in set(absent.task)]
     few = len(absent) > 0 and len(usable) < 2  # a run takes two
     lines += [*table.warning]
-    if table.stops.any():
-        lines.append("A run would stop.")
-    elif few:
-        lines.append(f"A run would stop: it should have two tasks with files. Found {', '.join(usable) or 'none'}.")
-    else:
-        some = f" of {', '.join(usable)}; one of another task would stop" if len(absent) else ""
-        lines.append(f"Nothing would stop a run{some}.")
+    some = f" of {', '.join(usable)}; one of another task would stop" if len(absent) else ""
+    verdict = f"Nothing would stop a run{some}."
+    if few:
+        verdict = f"A run would stop: it should have two tasks with files. Found {', '.join(usable) or 'none'}."
+    lines.append("A run would stop." if table.stops.any() else verdict)
     sys.stdout.write("\n".join([*filter(None, lines), ""]))
     sys.stderr.writelines(f"{problem}\n" for problem in dict.fromkeys(table[table.stops].problem))
     if options.sheet:
@@ -157,18 +146,11 @@ def _sheet(path: Path, name: str, root: Path, table) -> str:
 
 
 def page(options: argparse.Namespace) -> int:
+    """The page of a report or of a board."""
     from mtrlib import machine
-    from mtrlib.batch import report
 
-    sys.stdout.write(f"{report.write(machine.folder(Path(machine.expanded(options.results)), 'results'))}\n")
-    return 0
-
-
-def make_board(options: argparse.Namespace) -> int:
-    from mtrlib import machine
-    from mtrlib.batch import board
-
-    sys.stdout.write(f"{board.write(machine.folder(Path(machine.expanded(options.results)), 'the board'))}\n")
+    write = import_module(f"mtrlib.batch.{options.command}").write
+    sys.stdout.write(f"{write(machine.folder(Path(machine.expanded(options.results)), f'the {options.command}'))}\n")
     return 0
 
 
@@ -210,7 +192,7 @@ COMMANDS: dict[str, tuple[Callable, str, tuple[str, ...]]] = {  # what runs, wha
         (*_CHOSEN, "results", "--add"),
     ),
     "release-models": (release_models, "write trained models for models.load", (*_CHOSEN, "results", "named")),
-    "board": (make_board, "write index.html beside the entries of a board, *.json", ("results",)),
+    "board": (page, "write index.html beside the entries of a board, *.json", ("results",)),
     "check-data": (check_data, "read all files of a data set: what would stop a run?", _CHECKED),
     "report": (page, "write index.html beside executed notebooks, their tables and figures", ("results",)),
     "completion": (completion, 'print what completes commands: eval "$(mtrlib completion bash)"', ("shell",)),
@@ -252,10 +234,8 @@ def _read(options: argparse.Namespace) -> dict[str, dict]:
     from mtrlib import batch, machine
 
     if not machine.is_repository(machine.root()):
-        raise ValueError(
-            "This command should be run in the repository of mtrlib, which holds the folders notebooks and params. "
-            f"Found no such folder from {machine.root()} upwards."
-        )
+        wanted = "in the repository of mtrlib, which holds the folders notebooks and params"
+        raise ValueError(f"This command should be run {wanted}. Found no such folder from {machine.root()} upwards.")
     return batch.read(options.folder, options.notebooks and options.notebooks.split(","))
 
 

@@ -1,8 +1,8 @@
 """Images with dense labels, in one shape whatever they were read from."""
 
-from __future__ import annotations
-
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            object.__setattr__(self, "tasks", papers("".join(self.targets), self.class_names))
+            object.__setattr__(self, "tasks", papers(self.targets, self.class_names))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -64,26 +64,19 @@ class Dataset:
         masks = {letter: None if mask is None else mask[index].to(device) for letter, mask in self.masks.items()}
         return images, targets, masks
 
-    def to(self, device: torch.device | str) -> Dataset:
+    def to(self, device: torch.device | str) -> Self:
         """The same data set with every tensor on `device`."""
-        return replace(
-            self,
-            images=self.images.to(device),
-            targets={letter: values.to(device) for letter, values in self.targets.items()},
-            masks={letter: None if mask is None else mask.to(device) for letter, mask in self.masks.items()},
-        )
+        targets = {letter: values.to(device) for letter, values in self.targets.items()}
+        masks = {letter: None if mask is None else mask.to(device) for letter, mask in self.masks.items()}
+        return replace(self, images=self.images.to(device), targets=targets, masks=masks)
 
-    def select(self, tasks: str) -> Dataset:
+    def select(self, tasks: str) -> Self:
         """The same images with the labels of `tasks` alone."""
-        return replace(
-            self,
-            targets={letter: self.targets[letter] for letter in tasks},
-            masks={letter: self.masks[letter] for letter in tasks},
-            tasks={letter: self.tasks[letter] for letter in tasks},
-        )
+        kept = ("targets", "masks", "tasks")
+        return replace(self, **{name: {letter: getattr(self, name)[letter] for letter in tasks} for name in kept})
 
 
-def papers(letters: str, class_names: tuple[str, ...]) -> dict[str, Task]:
+def papers(letters: Iterable[str], class_names: tuple[str, ...]) -> dict[str, Task]:
     """The paper's definitions of some letters, with other classes of s unless there are none."""
     defined = {letter: TASKS[letter] for letter in letters}
     if "s" in defined and class_names:

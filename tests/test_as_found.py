@@ -375,6 +375,28 @@ def test_labels_of_another_kind_are_one_line_that_says_how_to_convert_them(root,
         load(root)
 
 
+@pytest.mark.parametrize(
+    ("images", "files", "train", "said"),
+    [
+        ("{id}.color.png", "s/{id}.png", "0*", "none for train; {root} holds 'dataset.yaml', 'notes', 's' and 1 more."),
+        ("y/{id}.png", "s/{id}.png", "0*", "none for train; {root} holds 'dataset.yaml', 'notes', 's' and 1 more."),
+        ("x/{split}/{id}.png", "s/{split}/{id}.png", "a", "train; {root}/x holds '00.png', '01.png', '10.png' and 1"),
+        ("notes/{id}.png", "s/{id}.png", "0*", "none for train; {root}/notes holds '00.txt'."),
+        ("x/{id}.png", "s/{id}.png", "z*", "splits.train should match images. Found 'z*' and 4 ids such as '00'."),
+        ("x/{id}.png", "x/{id}.npy", "0*", "for train; {root}/x holds '00.png', '01.png', '10.png' and 1"),
+    ],
+)  # fmt: skip
+def test_a_pattern_that_matches_nothing_is_told_what_is_there_instead(root, images, files, train, said):
+    """And that nothing has to be converted: what is there is neither image nor label in another format."""
+    (root / "notes").mkdir()
+    (root / "notes" / "00.txt").write_text("of a kitchen")
+    described(root, images, {"train": train, "test": "1*"}, files=files)
+    with pytest.raises(ValueError, match=f"^{root}") as error:
+        load(root)
+    assert said.format(root=root) in str(error.value)
+    assert "convert" not in str(error.value)
+
+
 def test_colours_in_the_place_of_classes_are_told_what_they_may_be(root):
     save(root / "s" / "00.png", noise(0, 4, 6, 3))
     with pytest.raises(

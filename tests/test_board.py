@@ -14,9 +14,10 @@ from safetensors.torch import load as load_tensors
 from torch import nn
 
 import mtrlib
-from mtrlib import data, machine, models, sealed
+from mtrlib import data, machine, models
 from mtrlib.__main__ import main
 from mtrlib.batch import benchmark, board, corruptions
+from mtrlib.data import sealed
 from mtrlib.models import released
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.store import Store, evaluation

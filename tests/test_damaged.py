@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
-from mtrlib import data, sealed, training
-from mtrlib.data import cache
+from mtrlib import data, training
+from mtrlib.data import cache, sealed
 from mtrlib.specs import AttackSpec, DataSpec, Evaluation, ModelSpec
 from mtrlib.store import FORMAT, Store
 from mtrlib.training import fitting

@@ -22,9 +22,10 @@ from matplotlib.figure import Figure
 from oracles import script
 from safetensors import safe_open
 
-from mtrlib import batch, data, figures, machine, sealed
+from mtrlib import batch, data, figures, machine
 from mtrlib.batch import report
 from mtrlib.claims import judging
+from mtrlib.data import sealed
 from mtrlib.metrics.tables import write as write_tables
 from mtrlib.specs import AttackSpec, DataSpec, ModelSpec
 from mtrlib.store import Store
@@ -270,7 +271,7 @@ def test_four_at_once_train_each_model_once(undisturbed, server, tmp_path):
 
 def test_a_lock_of_a_killed_process_is_free(tmp_path):
     """Held when it is killed; taken afterwards without waiting."""
-    held = "import sys, time; from mtrlib import sealed\nwith sealed.locked(sealed.Path(sys.argv[1])):\n"
+    held = "import sys, time; from mtrlib.data import sealed\nwith sealed.locked(sealed.Path(sys.argv[1])):\n"
     held += "    print('held', flush=True)\n    time.sleep(600)"
     command = [sys.executable, "-c", held, str(tmp_path / "lock")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])

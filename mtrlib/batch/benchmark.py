@@ -7,8 +7,6 @@ made on another network, are told no gradient of this one: where they surely har
 and the entry says so.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections import Counter
 from collections.abc import Callable
@@ -16,17 +14,17 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mtrlib import attacks, machine, models, sealed
+from mtrlib import attacks, machine, models
 from mtrlib.batch.board import About, Entry, valid
 from mtrlib.batch.corruptions import CORRUPTIONS, corrupted
-from mtrlib.data import Dataset, load
+from mtrlib.data import Dataset, load, sealed
 from mtrlib.metrics import estimates, tables
 from mtrlib.models import MultiTaskModel, encoders, released
 from mtrlib.specs import AttackSpec, key_of
@@ -124,7 +122,7 @@ class _Judged(nn.Module):
             self.chooses = "tasks" in inspect.signature(ask).parameters
         self.tasks, self.definitions, self.passes = "".join(dataset.targets), dataset.tasks, Counter()
 
-    def __deepcopy__(self, memo: dict) -> _Judged:
+    def __deepcopy__(self, memo: dict) -> Self:
         return self
 
     def forward(self, images: Tensor, tasks: str | None = None) -> dict[str, Tensor]:
@@ -210,7 +208,7 @@ def _measured(
         other = models.load(source).to(at["device"])
         letters["transfer"] = _shared(dataset, {x: task.channels for x, task in other.definitions.items()})
 
-    def make(setting: str, attacked: str) -> pd.DataFrame:
+    def errors(setting: str, attacked: str) -> pd.DataFrame:
         kind, _, severity = setting.partition(" ")
         if setting == "constant":
             return evaluation.constant_errors(train(), dataset)
@@ -224,7 +222,13 @@ def _measured(
         attack = AttackSpec(name=name, tasks=attacked, eps_255=EPS_255, steps=of["steps"][setting])
         return evaluation.errors(judged, dataset, attack, source=on, **at)
 
-    clean = make("clean", "")
+    def measured(path: Path, setting: str, attacked: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+        before = judged.passes.copy()
+        rows = errors(setting, attacked).assign(setting=setting, attacked=attacked)
+        sealed.seal_table(path, rows, dict(judged.passes - before))
+        return sealed.read_table(path)
+
+    clean = errors("clean", "")
     plan = [(name, each) for name, of_all in letters.items() for each in dict.fromkeys((*of_all, of_all)) if each]
     plan += [(f"{kind} {severity}", "") for kind in CORRUPTIONS for severity in range(1, 6)] + [("constant", "")]
     frames, cost = [clean.assign(setting="clean", attacked="")], Counter()
@@ -235,15 +239,8 @@ def _measured(
             kind, _, severity = setting.partition(" ")
             about |= {"value": CORRUPTIONS[kind][int(severity) - 1]} if severity else {}
             path = folder / f"{key_of(about)}.parquet"
-            read = partial(sealed.read_table, path)
-
-            def measure(path=path, read=read, setting=setting, attacked=attacked):
-                before = judged.passes.copy()
-                rows = make(setting, attacked).assign(setting=setting, attacked=attacked)
-                sealed.seal_table(path, rows, dict(judged.passes - before))
-                return read()
-
-            rows, spent = sealed.kept(path.with_suffix(".lock"), path.exists, read, measure)
+            read, make = partial(sealed.read_table, path), partial(measured, path, setting, attacked)
+            rows, spent = sealed.kept(path.with_suffix(".lock"), path.exists, read, make)
             frames.append(rows)
             cost.update(spent)
             bar.update()
@@ -273,15 +270,9 @@ def _numbers(rows: pd.DataFrame) -> dict[str, Any]:
     unreliable = [f"{of.setting} errs {of.ratio:.3g} times what pgd does on {of.main}" for of in misled.itertuples()]
     low = [task for task in errors if errors[task]["clean"][0] > estimates.LEARNED * constant[task]]
     unreliable += [f"clean, {task} is hardly better than the best constant" for task in low]
-    return {
-        "errors": errors,
-        "times": times,
-        "corruptions": {
-            t: {k: tuple(corrupt[t, f"{k} {n}"] for n in range(1, 6)) for k in CORRUPTIONS} for t in errors
-        },
-        "constant": constant,
-        "unreliable": tuple(unreliable),
-    }
+    ladders = {t: {k: tuple(corrupt[t, f"{k} {n}"] for n in range(1, 6)) for k in CORRUPTIONS} for t in errors}
+    numbers = {"errors": errors, "times": times, "corruptions": ladders, "constant": constant}
+    return numbers | {"unreliable": tuple(unreliable)}
 
 
 def _finite(*numbers: float) -> tuple[float | None, ...]:

@@ -1,7 +1,5 @@
 """The board of multi-task models: an entry each, as JSON that `benchmark` writes, and one static page of them."""
 
-from __future__ import annotations
-
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
@@ -9,7 +7,7 @@ from typing import TypeVar
 from jinja2 import Environment
 from pydantic import Field, ValidationError
 
-from mtrlib import sealed
+from mtrlib.data import sealed
 from mtrlib.metrics import tables
 from mtrlib.models import MultiTaskModel, released
 from mtrlib.specs import AttackSpec, ModelSpec, Spec, Tasks
@@ -101,14 +99,8 @@ def release(store: Store, spec: ModelSpec, name: str, folder: str | Path = relea
 
 def _row(entry: Entry, task: str) -> dict[str, dict]:
     """The cells of a row by column: the value that it is sorted and chosen by, its text and what stands small below."""
-    on = f"{entry.data}, {entry.size} px, {entry.images} images, protocol {entry.protocol}"
-    words = {
-        "model": entry.name,
-        "task": task,
-        "tasks": entry.tasks,
-        "architecture": entry.architecture or "?",
-        "on": on,
-    }
+    words = {"model": entry.name, "task": task, "tasks": entry.tasks, "architecture": entry.architecture or "?"}
+    words["on"] = f"{entry.data}, {entry.size} px, {entry.images} images, protocol {entry.protocol}"
     row = {name: {"value": value, "text": value} for name, value in words.items()}
     row["model"] |= {"link": entry.link, "below": "; ".join(filter(None, (entry.authors, entry.venue, entry.notes)))}
     row["model"]["warning"] = "; ".join(entry.unreliable)

@@ -29,11 +29,9 @@ def corrupted(images: Tensor, kind: str, severity: int) -> Tensor:
         return functional.gaussian_blur(images, 2 * ceil(3 * sigma) + 1, sigma)
     if kind == "contrast":
         return functional.adjust_contrast(images, value)
-    return torch.stack([_jpeg(each, int(value)) for each in images.cpu()]).to(images.device)
-
-
-def _jpeg(image: Tensor, quality: int) -> Tensor:
-    """(3, H, W) uint8, packed and unpacked: by Pillow, since torchvision gives its own up."""
-    packed = io.BytesIO()
-    functional.to_pil_image(image).save(packed, "JPEG", quality=quality)
-    return functional.pil_to_tensor(Image.open(packed))
+    made = []
+    for each in images.cpu():  # by Pillow, since torchvision gives its own JPEG up
+        packed = io.BytesIO()
+        functional.to_pil_image(each).save(packed, "JPEG", quality=int(value))
+        made.append(functional.pil_to_tensor(Image.open(packed)))
+    return torch.stack(made).to(images.device)

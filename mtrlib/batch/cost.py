@@ -4,8 +4,6 @@ An estimate: a step of plain training counts as three forward passes, a step of 
 one), and every decoder is counted, also where an attack runs fewer.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 
@@ -50,8 +48,8 @@ def estimate(needs: Needs) -> pd.DataFrame:
     records on it; NaN without any).
     """
     definitions = {p.model(p.tasks).data: p.definitions for p in needs.parameters.values()}
-    rates, rate, images = _records(needs.store, definitions)
-    rows = []
+    rates, images = _records(needs.store, definitions)
+    rate, rows = rates.get((), float("nan")), []
     for key, spec in needs.models.items():
         attacks, left = evaluations(needs, [key]), unattacked(needs, [key])
         forward, trained = operations(spec, definitions[spec.data]), not untrained(needs, [key])
@@ -69,16 +67,15 @@ def summary(needs: Needs, table: pd.DataFrame) -> str:
     notebooks = f"{len(needs.parameters)} notebook{'s' * (len(needs.parameters) > 1)}"
     new, device = table[~table.trained.astype(bool)], _device(machine.processor())
     train, attack = (new.image_operations * new.images).sum() / 1e15, table.attack_operations.sum() / 1e15
-    lines = [
-        f"{notebooks}: {len(table)} models, {table.trained.sum()} of them trained already; "
-        f"{table.attacks.sum()} attacks on them, {table.attacked.sum()} of them run already.",
-        f"Left: about {train:.3g} PFLOP to train and {attack:.3g} PFLOP to attack.",
-    ]
+    attacks = f"{table.attacks.sum()} attacks on them, {table.attacked.sum()} of them run already"
+    lines = [f"{notebooks}: {len(table)} models, {table.trained.sum()} of them trained already; {attacks}."]
+    lines.append(f"Left: about {train:.3g} PFLOP to train and {attack:.3g} PFLOP to attack.")
     if len(unknown := new[new.images.isna()]):
-        lines.append(
-            f"To train {len(unknown)} of the models on all images of their data, whose number is not known before they "
-            f"are read: about {unknown.image_operations.sum() / 1e12:.3g} PFLOP more for each 1,000 images."
+        some = (
+            f"{len(unknown)} of the models on all images of their data, whose number is not known before they are read"
         )
+        more = unknown.image_operations.sum() / 1e12
+        lines.append(f"To train {some}: about {more:.3g} PFLOP more for each 1,000 images.")
     if table.seconds.isna().all() and len(table):
         lines.append(f"Seconds unknown: the store has no model that was trained on {device}.")
     else:
@@ -102,12 +99,9 @@ def closing(findings: pd.DataFrame, cells: list[Cell], store: Store) -> pd.DataF
     seeds and images would do.
     """
     specs, done = studies.models(cells), studies.evaluations(cells)
-    records = [store.record(spec) for spec in specs]
-    trained = sum(
-        adversarial.passes(s) * operations(s) * r["images"] * s.epochs for s, r in zip(specs, records, strict=True)
-    )
+    trained = sum(adversarial.passes(s) * operations(s) * store.record(s)["images"] * s.epochs for s in specs)
     attacked = sum(float(operations(e.model) * e.attack.images * _passes(e.attack)) for e in done)
-    rate = trained / sum(record["seconds"] for record in records)
+    rate = trained / sum(store.record(spec)["seconds"] for spec in specs)
     told = findings.number.map(lambda number: verdict(findings[findings.number == number]))
     table = findings[(told == OPEN) & (findings.verdict == OPEN) & findings.decides][["number", "needs"]]
     size = table.needs.str.extract(r"^(\d+) seeds(?:, (\d+) times the images)?$").astype(float)
@@ -138,10 +132,8 @@ def _passes(attack: AttackSpec) -> int:
     return attack.restarts * steps * a_step + 2
 
 
-def _records(
-    store: Store, definitions: dict[DataSpec, dict[str, Task]]
-) -> tuple[dict[tuple, float], float, dict[tuple, int]]:
-    """Operations a second by kind of model and of all, on devices like this one; images of each data set used."""
+def _records(store: Store, definitions: dict[DataSpec, dict[str, Task]]) -> tuple[dict[tuple, float], dict[tuple, int]]:
+    """Operations a second by kind of model, and () of all, on devices like this one; images of each data set used."""
     device = _device(machine.processor())
     sums: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
     images = {}
@@ -158,7 +150,7 @@ def _records(
                 sums[kind][0] += adversarial.passes(spec) * forward * record["images"] * spec.epochs
                 sums[kind][1] += record["seconds"]
     rates = {kind: done / seconds for kind, (done, seconds) in sums.items()}
-    return rates, rates.get((), float("nan")), images
+    return rates, images
 
 
 def _kind(spec: ModelSpec) -> tuple:

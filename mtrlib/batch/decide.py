@@ -5,8 +5,6 @@ Who looks again and again until a test says yes will see one say yes. So the loo
 claim counts.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
@@ -55,9 +53,12 @@ def decide(
         looks = []
         for name, number in taken.items():
             seeds = LOOKS[min(number, len(LOOKS) - 1)]
-            closed = sum(_seeds(text) <= seeds for text in left[name].needs) if name in left else np.inf
+            alone = [re.fullmatch(r"(\d+) seeds", text) for text in left[name].needs] if name in left else []
+            closed = sum(int(found[1]) <= seeds for found in alone if found) if name in left else np.inf
             if number < len(LOOKS) and closed:
-                needs = tier.needs({name: {**values[name], "seeds": _first(values[name]["seeds"], seeds)}}, precision)
+                own = values[name]["seeds"]
+                others = (seed for seed in range(seeds + len(own)) if seed not in own)
+                needs = tier.needs({name: {**values[name], "seeds": [*own, *others][:seeds]}}, precision)
                 looks.append((closed, name, needs, _hours(needs, name, engine)))
         spent = (time.monotonic() - begun) / 3600
         looks = [look for look in looks if look[-1] <= max(hours - spent, 0.0)]
@@ -75,18 +76,6 @@ def decide(
         row = [name, LOOKS[taken[name]], estimated, (time.monotonic() - begun) / 3600 - spent]
         rows.append([*row, *("; ".join(f"{n} {text}" for n, text in of.items()) for of in (new, wanted))])
         taken[name] += 1
-
-
-def _first(own: list[int], count: int) -> list[int]:
-    """So many seeds: the given ones, then the lowest others."""
-    others = (seed for seed in range(count + len(own)) if seed not in own)
-    return [*own, *others][:count]
-
-
-def _seeds(needs: str) -> float:
-    """How many seeds close a finding by themselves; infinite where no number does."""
-    found = re.fullmatch(r"(\d+) seeds", needs)
-    return float(found[1]) if found else np.inf
 
 
 def _missing(needs: tier.Needs) -> list[str]:
@@ -110,10 +99,8 @@ def _findings(needs: tier.Needs, name: str) -> pd.DataFrame:
     errors = studies.run(needs.store, cells)
     more = {}
     if isinstance(p, rq2.RQ2):
-        spec, one = (
-            p.model(canonical(p.tasks), p.seeds[0]),
-            errors[(errors.panel != "chains") & (errors.seed == p.seeds[0])],
-        )
+        spec = p.model(canonical(p.tasks), p.seeds[0])
+        one = errors[(errors.panel != "chains") & (errors.seed == p.seeds[0])]
         gradients = rq2.gradients(needs.store, spec, rq2.subsets(p.tasks), p.gradient_images)
         more = {name: of(one, gradients, spec.tasks) for name, of in predictions.OF_GRADIENTS.items()}
     return findings(name, errors, LEVEL, **more)
@@ -129,6 +116,5 @@ def _snakemake(needs: tier.Needs, name: str, keys: Iterable[str]) -> None:
     profile = machine.root() / "workflow/profiles/local"
     command = [sys.executable, "-m", "snakemake", "--workflow-profile", profile, *marks, "--config", *config]
     if subprocess.run(command, cwd=machine.root(), check=False).returncode:
-        raise ValueError(
-            f"The batch engine did not finish {name}; what it told stands above. Run the same command again."
-        )
+        told = "what it told stands above. Run the same command again."
+        raise ValueError(f"The batch engine did not finish {name}; {told}")

@@ -1,7 +1,5 @@
 """One static page from the results of a tier: the notebook `results` over them, and the rendered notebooks."""
 
-from __future__ import annotations
-
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +9,8 @@ import papermill
 from jinja2 import Environment
 from nbconvert import HTMLExporter
 
-from mtrlib import machine, sealed
+from mtrlib import machine
+from mtrlib.data import sealed
 from mtrlib.studies import results
 
 
@@ -24,7 +23,12 @@ def write(folder: Path) -> Path:
     (`<rq>_<figure>.png`), and `machine.json`, as the notebooks write them.
     """
     results.read(folder)  # its fault in one line, not a notebook's
-    rendered = {path.stem: _render(path) for path in sorted(folder.glob("*.ipynb"))}
+    exporter, rendered = HTMLExporter(embed_images=True), {}
+    exporter.mathjax_url = ""
+    for path in sorted(folder.glob("*.ipynb")):
+        html, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
+        sealed.write(path.with_suffix(".html"), html.encode())
+        rendered[path.stem] = path.with_suffix(".html").name
     beside = folder.absolute().parent / "photos"
     others = beside != folder.absolute() and any(beside.glob("rq*_findings.csv"))  # not any folder of that name
     values = {"folder": str(folder.absolute()), "photographs": str(beside) if others else ""}
@@ -42,12 +46,3 @@ def write(folder: Path) -> Path:
     page = Environment(autoescape=True).from_string(files("mtrlib.batch").joinpath("report.html").read_text("utf-8"))
     sealed.write(folder / "index.html", page.render(tier=folder.absolute().name, body=body).encode())
     return folder / "index.html"
-
-
-def _render(path: Path) -> str:
-    """The name of the HTML file of an executed notebook, written beside it."""
-    exporter = HTMLExporter(embed_images=True)
-    exporter.mathjax_url = ""
-    html, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
-    sealed.write(path.with_suffix(".html"), html.encode())
-    return path.with_suffix(".html").name

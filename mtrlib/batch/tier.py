@@ -8,8 +8,6 @@ and what the store has is not computed again. What Snakemake sees of the store a
     <store>/batch/ran/<notebook>-<digest>
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json
@@ -23,7 +21,8 @@ from typing import Any
 import yaml
 
 import mtrlib
-from mtrlib import machine, sealed, studies
+from mtrlib import machine, studies
+from mtrlib.data import sealed
 from mtrlib.models import own
 from mtrlib.specs import Evaluation, ModelSpec
 from mtrlib.store import Store
@@ -197,10 +196,9 @@ def title(needs: Needs, kind: str, of: Iterable[str]) -> str:
     keys, chosen = list(needs.models), [key for key in of if key in needs.models] or list(needs.models)
     numbers, named = [str(keys.index(key) + 1) for key in chosen[:4]], []
     for spec in (needs.models[key] for key in chosen[:4]):
-        weights = "" if spec.weights == "uniform" else f", {spec.weights}"
-        weights += "" if spec.architecture == "hard" else f", {spec.architecture}"
-        weights += "" if spec.adversarial is None else f", {spec.adversarial.recipe}"
-        named.append(f"{spec.tasks}, {spec.encoder}{weights}, seed {spec.seed}")
+        recipe = "" if spec.adversarial is None else spec.adversarial.recipe
+        words = (spec.tasks, spec.encoder, spec.weights, spec.architecture, recipe, f"seed {spec.seed}")
+        named.append(", ".join(word for word in words if word not in ("uniform", "hard", "")))
     more = f" and {len(chosen) - 4} more" if len(chosen) > 4 else ""
     return f"{kind} {'; '.join(named)}{more} ({', '.join(numbers)}{more} of {len(keys)} models)"
 
@@ -266,10 +264,9 @@ def _known(needs: Needs, keys: Iterable[str]) -> tuple[str, ...]:
 
 def _mark(needs: Needs, kind: str, of: tuple[str, ...]) -> Path:
     folder = needs.store.path / "batch" / kind
-    if kind == "trained":
-        return folder / (of[0] if len(of) == 1 else _digest(*of))
-    if kind == "evaluated":
-        return folder / _digest(*(e.key for e in evaluations(needs, of)))
+    if kind != "ran":
+        named = of if kind == "trained" else [e.key for e in evaluations(needs, of)]
+        return folder / (of[0] if kind == "trained" and len(of) == 1 else _digest(*named))
     parameters = needs.parameters[of[0]]
     brought = [own.pinned_weights(parameters.pretrained)]  # files of the user's may change
     for value in parameters.model_dump().values():

@@ -7,8 +7,6 @@ renamed and made again. Of a list of files, an entry serves every shorter list t
 the rows that both have. Nothing is ever removed; delete entries, or all of the cache, when nothing uses them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -22,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrlib import machine, sealed
+from mtrlib import machine
+from mtrlib.data import sealed
 
 Layout = dict[str, tuple[tuple[int, ...], type | np.dtype]]  # shape and dtype of each array
 _FORMAT = "cache 4"  # part of every entry's name: entries of another format are left alone
@@ -151,10 +150,8 @@ def _empty(folder: Path, layout: Layout) -> dict[str, np.memmap]:
     needed = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(
-            f"{folder} needs {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free. "
-            "Set the environment variable MTRLIB_CACHE to a folder with more room."
-        )
+        advice = "Set the environment variable MTRLIB_CACHE to a folder with more room."
+        raise OSError(f"{folder} needs {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free. {advice}")
     arrays = {}
     for array, (shape, dtype) in layout.items():
         path = folder / f"{array}.npy"

@@ -1,7 +1,5 @@
 """What is in the files of a data set, and what of it would stop a run: every file is read once, at its own size."""
 
-from __future__ import annotations
-
 import hashlib
 from itertools import repeat
 from pathlib import Path
@@ -67,9 +65,8 @@ def check(name: str, root: str | Path, letters: str | None = None) -> pd.DataFra
             counts[IMAGES] = _counted(first, decoding.IMAGES, sizes, True, hashes[-1])
             told = [_same(*firsts), _near([each.ids for each in firsts], hashes)] if len(firsts) == 2 else []
             if turned := (sizes[:, 2] > 4).sum():
-                told.append(
-                    f"{turned} of {len(sizes)} images to {split} are turned as EXIF says, their labels with them."
-                )
+                some = f"{turned} of {len(sizes)} images to {split}"
+                told.append(f"{some} are turned as EXIF says, their labels with them.")
             counts[IMAGES]["warning"] = " ".join(filter(None, told))
             counts |= {letter: _counted(source, letter, sizes, required) for letter, source in sources.items()}
         else:  # nothing at all: one reason will do
@@ -105,9 +102,8 @@ def _same(train: Source, test: Source) -> str:
     known = {hashlib.sha256(Path(path).read_bytes()).digest(): name for path, name in named[0]}
     pairs = ((known.get(hashlib.sha256(Path(path).read_bytes()).digest()), name) for path, name in named[1])
     same = [f"{name} is {other}" for other, name in pairs if other is not None]
-    return (
-        f"{len(same)} of {len(test.ids)} images to test are images to train, byte for byte: {same[0]}." if same else ""
-    )
+    some = f"{len(same)} of {len(test.ids)} images to test are images to train"
+    return f"{some}, byte for byte: {same[0]}." if same else ""
 
 
 def difference_hash(image: np.ndarray) -> np.uint64:

@@ -4,8 +4,6 @@ Arrays have 7 classes unless one of 64 label files to train has a larger one tha
 folders say the number: `label_19` is taken before `label_7`, and `label` before both.
 """
 
-from __future__ import annotations
-
 import shutil
 import zlib
 from itertools import islice

@@ -3,8 +3,6 @@
 A reader says what there is as a `Source`: the images, and the parts that are decoded from their files.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -100,15 +98,10 @@ def load(source: Source, on_bad: str = "raise") -> Dataset:
         good = [row for row in range(number) if row not in bad]
         parts = {name: part._replace(files=[part.files[row] for row in good]) for name, part in source.parts.items()}
         return replace(load(source._replace(ids=tuple(source.ids[row] for row in good), parts=parts)), bad=left_out)
-    return Dataset(
-        name=source.name,
-        images=arrays[IMAGES]["values"],
-        targets={letter: arrays[letter]["values"] for letter in source.tasks},
-        masks={letter: arrays[source.masks.get(letter, letter)].get("mask") for letter in source.tasks},
-        ids=source.ids,
-        class_names=source.tasks["s"].class_names if "s" in source.tasks else (),
-        tasks=source.tasks,
-    )
+    targets = {letter: arrays[letter]["values"] for letter in source.tasks}
+    masks = {letter: arrays[source.masks.get(letter, letter)].get("mask") for letter in source.tasks}
+    names = source.tasks["s"].class_names if "s" in source.tasks else ()
+    return Dataset(source.name, arrays[IMAGES]["values"], targets, masks, source.ids, names, tasks=source.tasks)
 
 
 def decoded(
@@ -169,9 +162,8 @@ def _layout(source: Source, name: str) -> cache.Layout:
     number, square, task = len(source.ids), (source.size, source.size), source.tasks.get(name)
     if name == IMAGES:
         return {"values": ((number, 3, *square), np.uint8), "sizes": ((number, 3), np.int32)}
-    layout = {}
+    layout, square = {}, () if task and task.per_image else square
     if task:
-        square = () if task.per_image else square
         index, values = ((number, *square), np.uint8), ((number, task.channels, *square), np.float32)
         layout["values"] = index if task.classes else values
     return layout | ({"mask": ((number, *square), np.bool_)} if source.parts[name].masked else {})

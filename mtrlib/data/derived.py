@@ -5,15 +5,15 @@ and the normal there. What rooms have exactly is estimated here: normals from pl
 pixel. A sensor has holes; they stay holes, with a margin for what is measured over a window that touches them.
 """
 
-from __future__ import annotations
-
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
+from mtrlib.data import pixels
 from mtrlib.rooms import labels
 from mtrlib.rooms.rendering import _TARGETS as TARGETS
 
@@ -122,16 +122,15 @@ def median(depth: np.ndarray, size: int) -> np.ndarray:
     top, left = (height - side) // 2, (width - side) // 2
     square = depth[top : top + side, left : left + side]
     edges = np.arange(size + 1) * side // size
-    if side < 2 * size:  # about a pixel each: the nearest
-        index = (2 * np.arange(size) + 1) * side // (2 * size)
-        return square[np.ix_(index, index)]
-    rows = [square[a:b] for a, b in zip(edges, edges[1:], strict=False)]
-    return np.array([[_middle(row[:, a:b]) for a, b in zip(edges, edges[1:], strict=False)] for row in rows])
+    if side < 2 * size:  # about a pixel each
+        return pixels.nearest(depth, size)
 
+    def middle(values: np.ndarray) -> float:
+        known = values[values > 0]
+        return float(np.sort(known)[len(known) // 2]) if 2 * len(known) >= values.size else 0.0
 
-def _middle(values: np.ndarray) -> float:
-    known = values[values > 0]
-    return float(np.sort(known)[len(known) // 2]) if 2 * len(known) >= values.size else 0.0
+    spans = list(pairwise(edges))
+    return np.array([[middle(square[top:low, left:right]) for left, right in spans] for top, low in spans])
 
 
 def _moved(values: Tensor, down: int, across: int, fill: float) -> Tensor:

@@ -3,15 +3,13 @@
 Every fault is one line with the file and the value, found before anything is decoded.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import reprlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -21,13 +19,7 @@ from mtrlib.data.fields import Depth, Entry, Label, Splits, pattern_of
 from mtrlib.tasks import Task
 
 FILE = "dataset.yaml"
-DESCRIBED = (
-    "seven_scenes",
-    "tum_rgbd",
-    "scannet",
-    "diode",
-    "folder",
-)  # data sets whose descriptions choose and name files
+DESCRIBED = ("seven_scenes", "tum_rgbd", "scannet", "diode", "folder")  # whose descriptions choose and name files
 SHIPPED = ("nyuv2", "cityscapes", *DESCRIBED[:-1])
 _SHOWN = reprlib.Repr()  # of what was found: a few lines of YAML can stand for billions of values
 _SHOWN.maxlevel = 2
@@ -45,7 +37,7 @@ class Description(Entry):
     splits: Splits
 
     @model_validator(mode="after")
-    def _consistent(self) -> Description:
+    def _consistent(self) -> Self:
         letters = [*(label.letter for label in self.tasks), *(self.depth.letters if self.depth else "")]
         if not letters:
             raise ValueError("tasks should name at least one, or depth what is derived from it")
@@ -112,10 +104,10 @@ def shipped(name: str) -> dict[str, Description]:
 
 def chosen(layouts: Iterable[Description], root: Path | None) -> Description:
     """The first of the layouts of a data set whose lists and images a folder has; else the first."""
-    first, *others = layouts
-    if not others or root is None:
-        return first
-    return next((what for what in (first, *others) if _fits(what, root)), first)
+    layouts = list(layouts)
+    if len(layouts) == 1 or root is None:
+        return layouts[0]
+    return next((what for what in layouts if _fits(what, root)), layouts[0])
 
 
 def digest(texts: Iterable[str]) -> str:
@@ -125,6 +117,8 @@ def digest(texts: Iterable[str]) -> str:
 
 def of(name: str, root: Path | None) -> Description:
     """That of a "folder", or of a data set whose descriptions ship with the package, in the layout that lies there."""
+    if name == "folder" and root is None:
+        raise ValueError("Parameter root should be the folder of the data. Found root = None.")
     return read(root) if name == "folder" else chosen(shipped(name).values(), root)
 
 

@@ -4,8 +4,6 @@ Rooms, 48 x 64 pixels, with four classes instead of those of `rooms`, depth in m
 task that the paper does not have: inverse depth, which is left out beyond five metres (`example.yaml` describes them).
 """
 
-from __future__ import annotations
-
 import io
 import re
 from pathlib import Path
@@ -13,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mtrlib import machine, rooms, sealed
-from mtrlib.data import description
+from mtrlib import machine, rooms
+from mtrlib.data import description, sealed
 from mtrlib.data.loading import load, positive
 from mtrlib.dataset import Dataset
 from mtrlib.tasks import Task
@@ -72,10 +70,8 @@ def _found(folder: Path) -> str:
     files = set(folder.iterdir()) if folder.exists() else set()  # before the description, which is written first
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if files - {sealed.partial(path)} and not _OURS.fullmatch(text):
-        raise ValueError(
-            f"The folder of the example should be empty or hold one. Found other files in {folder}: "
-            "set example to false to read your own data."
-        )
+        found = f"Found other files in {folder}: set example to false to read your own data."
+        raise ValueError(f"The folder of the example should be empty or hold one. {found}")
     return text
 
 
@@ -93,9 +89,6 @@ def _write(folder: Path, name: str, data: Dataset, row: int) -> None:
         "inverse": np.where(metres < 5, 1 / np.maximum(metres, 0.1), 0).astype(np.float32),
     }
     for kind, values in arrays.items():
-        content, suffix = io.BytesIO(), "npy" if kind == "inverse" else "png"
-        if suffix == "npy":
-            np.save(content, values)
-        else:
-            Image.fromarray(np.ascontiguousarray(values)).save(content, format="PNG")
-        sealed.write(folder / kind / f"{name}.{suffix}", content.getvalue())
+        content, is_png = io.BytesIO(), kind != "inverse"
+        Image.fromarray(np.ascontiguousarray(values)).save(content, "PNG") if is_png else np.save(content, values)
+        sealed.write(folder / kind / f"{name}.{'png' if is_png else 'npy'}", content.getvalue())

@@ -1,10 +1,8 @@
 """The parts of a description: a label, depth, splits. `fields.yaml` explains each field."""
 
-from __future__ import annotations
-
 import re
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -72,8 +70,10 @@ class Label(Entry):
     unit: str = ""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Label:
-        classes, named = self.kind in ("classes", "ordinal"), self.classes is not None
+    def _consistent(self) -> Self:
+        classes, labels, named = self.kind in ("classes", "ordinal"), self.kind == "labels", self.classes is not None
+        twice_told = labels and named and (isinstance(self.classes, int) or self.channels > 1)
+        wrong_file = self.is_table if self.per == "pixel" else self.files.lower().endswith(".png")
         number = self.task.classes  # the task checks itself, too
         given = [name for name in ("values", "shift", "colors") if getattr(self, name) is not None]
         names, raw = " and ".join(given), self.values or self.colors or []
@@ -83,15 +83,9 @@ class Label(Entry):
         twice = next((one for one in every if every.count(one) > 1), None)
         counted = f"found {len(raw)} of them and {number} classes"
         faults = {
-            "classes should be given where the kind is classes, and only there": (
-                classes != named and self.kind != "labels"
-            ),
-            "labels have names as classes or a number as channels": (
-                self.kind == "labels" and named and (isinstance(self.classes, int) or self.channels > 1)
-            ),
-            "files of whole images should be NPY or CSV, and CSV of these alone": (
-                self.is_table if self.per == "pixel" else self.files.lower().endswith(".png")
-            ),
+            "classes should be given where the kind is classes, and only there": classes != named and not labels,
+            "labels have names as classes or a number as channels": twice_told,
+            "files of whole images should be NPY or CSV, and CSV of these alone": wrong_file,
             "unit should be given of regression alone": self.unit and self.kind != "regression",
             "classes have no channels, scale, offset or within": classes and of_numbers,
             f"{names} should be given of classes alone": given and not classes,
@@ -151,7 +145,7 @@ class Depth(Entry):
     metres: bool = False
 
     @model_validator(mode="after")
-    def _consistent(self) -> Depth:
+    def _consistent(self) -> Self:
         parse(self.letters, derived.LETTERS, "derived labels")
         for name in self.named:
             if leaves(name):
@@ -193,7 +187,7 @@ class Splits(Entry):
     folder: str | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Splits:
+    def _consistent(self) -> Self:
         given = self.train is not None, isinstance(self.test, float), self.test is not None, self.ratio is not None
         both, share, ratio = (1, 0, 1, 0), (0, 1, 1, 0), (0, 0, 0, 1)
         if given not in {None: (both, ratio), "time": (share,), "folder": (both, share)}[self.by]:

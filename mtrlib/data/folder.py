@@ -4,8 +4,6 @@
 but not JPEG, which would blur them.
 """
 
-from __future__ import annotations
-
 import reprlib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -37,7 +35,7 @@ def source(what: Description, root: Path, letters: str, split: str, limit: int |
     def find(kind: str, pattern: str) -> list[File]:
         files = [decoding.find(kind, path) for path in listing.paths(root, pattern, images)]
         if all(file.bytes < 0 for file in files):
-            nothing = f"Found no {files[0].path} nor any other for {split}{listing.instead(root, pattern)}."
+            nothing = f"Found no {files[0].path} nor any other for {split}{listing.instead(root, pattern, images)}."
             raise ValueError(f"{root} should hold {kind} {pattern}. {nothing}")
         return files
 

@@ -1,14 +1,12 @@
 """Which files there are of what a description says: ids, splits, and names that never leave the folder."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import posixpath
 import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -50,8 +48,8 @@ def find(what: Description, root: Path, split: str) -> list[Places]:
         if (place := images.setdefault(name, found))["path"] != found["path"]:
             raise _alike(root, place["path"], found["path"])
     if not images:
-        others = instead(root, what.images, ".jpg", ".jpeg")
-        raise ValueError(f"{root} should hold images {what.images}. Found none for {split}{others}.")
+        there = instead(root, what.images.replace("{split}", folder))
+        raise ValueError(f"{root} should hold images {what.images}. Found none for {split}{there}.")
     natural = {name: [int(p) if i % 2 else p for i, p in enumerate(re.split("([0-9]+)", name))] for name in images}
     images = {name: images[name] for name in sorted(images, key=natural.get)}  # [0-9]: Python knows other digits, too
     if what.depth and what.depth.match:
@@ -62,13 +60,10 @@ def find(what: Description, root: Path, split: str) -> list[Places]:
         if not ids:
             wanted = what.splits.model_dump(exclude_defaults=True)
             found = repr(wanted[split]) if {*wanted} == {"train", "test"} else str(wanted)
-            raise ValueError(
-                f"{root}: splits.{split} should match images. Found {found} and {len(images)} ids such as "
-                f"{next(iter(images))!r}."
-            )
-        twice, times = Counter(ids).most_common(1)[0]
-        if times > 1:
-            raise ValueError(f"{root}: splits.{split} should name an image once. Found {twice!r} {times} times.")
+            found += f" and {len(images)} ids such as {next(iter(images))!r}"
+            raise ValueError(f"{root}: splits.{split} should match images. Found {found}.")
+        if twice := _twice(ids):
+            raise ValueError(f"{root}: splits.{split} should name an image once. Found {twice}.")
         if both := {*ids} & {*_chosen(what.splits, root, "test" if split == "train" else "train", images)}:
             raise ValueError(f"{root}: splits should share no image. Found {min(both)!r} in both, of {len(both)} such.")
     for name in (name for name in ids if name not in images):  # which a list names
@@ -98,22 +93,31 @@ def table(root: Path, name: str, what: str, ids: Iterable[str]) -> list[File]:
     `File.what`. Other lines, such as names of columns, are passed over; ValueError for an image that has two."""
     path, lines = inside(root, name), _lines(root, name)
     found = [tuple(map(str.strip, line.partition(",")[::2])) for line in lines]
-    twice, times = Counter(image for image, _ in found).most_common(1)[0] if found else ("", 0)
-    if times > 1:
-        raise ValueError(f"{path} should have one line of an image. Found {times} of {twice!r}.")
+    if twice := _twice(image for image, _ in found):
+        raise ValueError(f"{path} should have one line of an image. Found {twice}.")
     values = dict(found)
     return [File(values.get(i, what), f"{path}, line of {i}", len(values[i]) if i in values else -1, 0) for i in ids]
 
 
-def instead(root: Path, pattern: str, *read: str) -> str:
-    """What else lies where a pattern looks, under its name but for the suffix, and what to do; empty for nothing.
-    `read` are suffixes that are read beside .png and .npy."""
-    like = re.sub(r"\\{\w+\\}", ".+", re.escape(str(PurePosixPath(pattern).with_suffix("")))) + r"\.\w+"
-    others = [path for path in _files(root, pattern) if re.fullmatch(like, path)]
-    if not others:
-        return ""
-    as_it_is = others[0].lower().endswith((".png", ".npy", *read))
-    return f", but {others[0]}{'' if as_it_is else ': ' + pixels.convert(others[0])}"
+def instead(root: Path, pattern: str, images: Sequence[Places] = ()) -> str:
+    """What is there in the place of a pattern's files, to end a sentence: one that only its suffix tells from what is
+    looked for, and how to convert it; else what lies in the folder. Looked for are labels of `images`, or images."""
+    labels, own = {_stem(pattern.format_map(image)) for image in images}, {image.get("path") for image in images}
+    like = re.compile(re.sub(r"\\{\w+\\}", ".+", re.escape(_stem(pattern))))
+    read = (".png", ".npy") if images else (".png", ".npy", ".jpg", ".jpeg")
+    for path in _files(root, pattern):
+        suffix = PurePosixPath(path).suffix.lower()
+        if images:
+            is_alike = _stem(path) in labels and path not in own
+        else:
+            is_alike = like.fullmatch(_stem(path)) and suffix in (*read, *pixels.READ)
+        if is_alike:
+            return f", but {path}" + ("" if suffix in read else f": {pixels.convert(path)}")
+    folder = root / pattern.partition("{")[0].rpartition("/")[0]
+    folder = next(each for each in (folder, *folder.parents) if each.is_dir())
+    names = sorted(name for name in os.listdir(folder) if not stray(name))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"; {folder} holds {', '.join(map(repr, names[:3])) or 'nothing'}{more}"
 
 
 def _chosen(splits: Splits, root: Path, split: str, images: dict[str, Places]) -> list[str]:
@@ -235,9 +239,18 @@ def inside(root: Path, name: str | Path) -> Path:
     return path
 
 
+def _twice(names: Iterable[str]) -> str:
+    """The first name that is there more than once, and how often; empty where none is."""
+    return next((f"{name!r} {times} times" for name, times in Counter(names).most_common(1) if times > 1), "")
+
+
+def _stem(path: str) -> str:
+    return str(PurePosixPath(path).with_suffix(""))
+
+
 def _lowered(path: str) -> str:
     """A path with its suffix in lower case."""
-    return str(PurePosixPath(path).with_suffix(PurePosixPath(path).suffix.lower()))
+    return _stem(path) + PurePosixPath(path).suffix.lower()
 
 
 def _alike(root: Path, one: str, other: str) -> ValueError:

@@ -1,10 +1,8 @@
 """`load(name, ...) -> Dataset`, and what can be said of a data set without loading it.
 
-`rooms` is rendered and needs no files. All others have a reader, which gives what is to be decoded as a
-`decoding.Source`: `taskonomy` its own, all others `folder`, by a description.
+`rooms` is rendered. All others have a reader, which gives a `decoding.Source`: `taskonomy` its own, the rest `folder`,
+by a description.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -91,8 +89,7 @@ def source(
     found = read(root, tasks, split, limit)
     for each in found.ids:
         _utf8(root / each)
-    chosen = {letter: defined[letter] for letter in tasks}
-    return found._replace(name=name, where=root, split=split, size=size, tasks=chosen)
+    return found._replace(name=name, where=root, split=split, size=size, tasks={x: defined[x] for x in tasks})
 
 
 def _reader(name: str, root: Path | None) -> tuple[dict[str, Task], Callable[..., Source]]:
@@ -101,8 +98,6 @@ def _reader(name: str, root: Path | None) -> tuple[dict[str, Task], Callable[...
         return taskonomy.TASKS, taskonomy.source
     if name == "cityscapes":
         return cityscapes.description(root).definitions, cityscapes.source
-    if name == "folder" and root is None:
-        raise ValueError("Parameter root should be the folder of the data. Found root = None.")
     what = description.of(name, root)
     return what.definitions, partial(folder.source, what)
 

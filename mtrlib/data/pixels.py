@@ -5,8 +5,6 @@ the area that a pixel covers (antialiased). Everything else takes the nearest pi
 every label and mask: a mean would invent classes, and would mix invalid depths into valid ones.
 """
 
-from __future__ import annotations
-
 import struct
 import threading
 import tokenize
@@ -29,7 +27,7 @@ SEGMENTS = (
     ": where colours stand for classes, `colors` says which; where they are ids of segments, as in COCO's panoptic "
     "files, write the class of each pixel to a grey PNG"
 )
-_READ = {  # what gives the array of a file that is not read here, by its suffix
+READ = {  # what gives the array of a file that is not read here, by its suffix
     ".mat": "scipy.io.loadmat(old)[name]",
     **dict.fromkeys((".h5", ".hdf5"), "h5py.File(old)[name][:]"),
     ".npz": "numpy.load(old)[name]",
@@ -104,7 +102,7 @@ def read_image(path: str, kinds: Sequence[str], size: tuple[int, ...] | None = N
 def convert(path: str | Path) -> str:
     """How to write a file of another kind, as the suffix says, to one that is read."""
     suffix = Path(path).suffix.lower()
-    how = f" by numpy.save(new, {_READ[suffix]})" if suffix in _READ else ""
+    how = f" by numpy.save(new, {READ[suffix]})" if suffix in READ else ""
     return f"convert {suffix or 'them'} to .npy{how}, or to .png"
 
 

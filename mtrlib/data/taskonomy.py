@@ -14,8 +14,6 @@ read as grey and shifted by about (123, 120), which leaves nearly constant targe
 to unit length, and d and D do not look at mask_valid.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -41,25 +39,13 @@ _ALSO = {"mask_valid": ("depth_zbuffer",)}  # what files of a domain are called,
 _Frame = tuple[Path, str, str]  # folders above and below that of a domain, and "point_p_view_v" as files spell it
 
 
-def _log_depth(raw: np.ndarray) -> np.ndarray:
-    return np.log1p(raw, dtype=np.float64) / np.log(2**16)
-
-
-def _up_to(share: float) -> Callable[[np.ndarray], np.ndarray]:
-    """-1 to 1 over the lowest `share` of 16 bits, clipped above."""
-    return lambda raw: np.clip(raw / 65535 / share * 2 - 1, -1, 1)
-
-
 _GREY, _GREY16, _RGB = (f"{kind} PNG" for kind in ("8-bit grey", "16-bit grey", "8-bit RGB"))
+_FULL = {"k": 0.005, "K": 1, "e": 0.08, "E": 0.00625}  # shares of 16 bits: -1 to 1 are 0 to this, clipped above
 _LABELS: dict[str, tuple[tuple[str, ...], Callable[[np.ndarray], np.ndarray]]] = {  # raw values are (C, H, W)
     "s": ((_GREY, *pixels.PALETTES), lambda raw: raw[0]),  # of a palette the indices
-    "d": ((_GREY16,), _log_depth),
-    "D": ((_GREY16,), _log_depth),
+    **dict.fromkeys("dD", ((_GREY16,), lambda raw: np.log1p(raw, dtype=np.float64) / np.log(2**16))),
     "n": ((_RGB,), lambda raw: raw / 127.5 - 1),
-    "k": ((_GREY16,), _up_to(0.005)),
-    "K": ((_GREY16,), _up_to(1)),
-    "e": ((_GREY16,), _up_to(0.08)),
-    "E": ((_GREY16,), _up_to(0.00625)),
+    **{x: ((_GREY16,), lambda raw, full=full: np.clip(raw / 65535 / full * 2 - 1, -1, 1)) for x, full in _FULL.items()},
     "p": ((_RGB,), lambda raw: (raw[:2] - np.float32(127)) / 128),  # the two principal curvatures, 127 for none
     "r": ((_RGB, _GREY), lambda raw: raw / 127.5 - 1),  # read as grey
     "A": (pixels.IMAGES, lambda raw: raw.astype(np.float32) / 127.5 - 1),

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from mtrlib import machine, sealed
+from mtrlib import machine
+from mtrlib.data import sealed
 from mtrlib.models.building import build
 from mtrlib.models.network import MultiTaskModel
 from mtrlib.tasks import Task

@@ -5,8 +5,6 @@ and z towards the viewer, so normals of surfaces straight ahead are (0, 0, 1). N
 vectors are (3, N, P).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

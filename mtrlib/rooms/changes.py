@@ -5,9 +5,8 @@ goes from -1 to 1, and 0 leaves the room as it is, to the last bit. Lights and t
 that nothing leaves the room or cuts into something else is told by `intrusion`.
 """
 
-from __future__ import annotations
-
 import math
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ RANGES = {"lamp": (0.2, 0.8), "lamp height": (0.78, 0.92), "ambient": (0.15, 0.4
 RANGES |= {"camera": 0.35, "camera height": (1.0, 1.9), "pitch": (math.radians(-22), math.radians(5))}
 CLEAR = 0.15  # m between the camera or a lamp and a piece that is as high
 _SLOT = _ORDER.tolist()  # of each group of primitives, in the order of `surfaces`
+_STARTS = [*accumulate(GROUPS[:-1], initial=PAINTED)]  # the first row of each group there
 _ON = {12: 0, 13: 4}  # what stands on another piece moves with it
 
 
@@ -72,22 +72,15 @@ def change(rooms: dict[str, Tensor], genes: dict[str, Tensor]) -> dict[str, Tens
 
 def labelled(rooms: dict[str, Tensor], size: int, tasks: str) -> Dataset:
     """Rooms rendered at size x size pixels with the labels of `tasks`, as `load` gives them."""
-    made = {}
 
     def make(part: dict[str, Tensor]) -> dict[str, Tensor]:
         view = rendering.render(part, size)
-        targets = {letter: rendering._TARGETS[letter](view) for letter in tasks}
-        return {"image": view["image"], **{f"target {letter}": values for letter, values in targets.items()}}
+        return {"image": view["image"]} | {letter: rendering._TARGETS[letter](view) for letter in tasks}
 
-    made = rendering._in_chunks(make, rooms, size, None)
-    return Dataset(
-        name="rooms",
-        images=made["image"],
-        targets={letter: made[f"target {letter}"] for letter in tasks},
-        masks=dict.fromkeys(tasks),
-        ids=tuple(f"changed-{i:05d}" for i in range(len(made["image"]))),
-        class_names=CLASSES,
-    )
+    targets = rendering._in_chunks(make, rooms, size, None)
+    images = targets.pop("image")
+    ids = tuple(f"changed-{i:05d}" for i in range(len(images)))
+    return Dataset("rooms", images, targets, dict.fromkeys(tasks), ids, CLASSES)
 
 
 def intrusion(rooms: dict[str, Tensor]) -> Tensor:
@@ -103,9 +96,7 @@ def intrusion(rooms: dict[str, Tensor]) -> Tensor:
     along = half[..., 1] * turn[..., 0].abs() + half[..., 0] * turn[..., 1].abs()
     extent = torch.stack([across, along], dim=2) + round_[..., None]
     out = torch.maximum(extent - base, base + extent - rooms["room"][:, None, ::2]).clamp(min=0).amax(dim=2)
-    cut = (
-        -_gap((base[:, i], half[:, i], turn[:, i]), (base[:, j], half[:, j], turn[:, j])) + round_[:, i] + round_[:, j]
-    )
+    cut = -_gap(*((base[:, k], half[:, k], turn[:, k]) for k in (i, j))) + round_[:, i] + round_[:, j]
     points = torch.cat([rooms["camera"][:, None, :3], rooms["lights"][..., :3]], dim=1)
     flat = points[:, :, None, ::2].expand(-1, -1, 14, -1)
     nothing = torch.zeros_like(flat), torch.tensor([1.0, 0.0]).expand_as(flat)
@@ -132,10 +123,10 @@ def _relight(rooms: dict[str, Tensor], genes: Tensor) -> None:
 
 def _moved(surfaces: Tensor, moves: Tensor) -> Tensor:
     """Pieces moved by (N, 12, 3) x, z and yaw, those on another about its middle."""
-    surfaces, first = surfaces.clone(), dict(zip(_SLOT, _starts(), strict=True))
-    bases = {slot: surfaces[:, start, CENTRE].clone()[:, None] for slot, start in first.items()}
-    for slot, count in zip(_SLOT, GROUPS, strict=True):
-        part, under = surfaces[:, first[slot] : first[slot] + count], _ON.get(slot, slot)
+    surfaces = surfaces.clone()
+    bases = {slot: surfaces[:, start, CENTRE].clone()[:, None] for slot, start in zip(_SLOT, _STARTS, strict=True)}
+    for slot, start, count in zip(_SLOT, _STARTS, GROUPS, strict=True):
+        part, under = surfaces[:, start : start + count], _ON.get(slot, slot)
         x, z, yaw = moves[:, under, :, None].unbind(dim=1)
         cos, sin, away = yaw.cos(), yaw.sin(), part[..., CENTRE] - bases[under]
         part[..., CENTRE][..., 0] += x + (cos - 1) * away[..., 0] + sin * away[..., 2]
@@ -145,23 +136,16 @@ def _moved(surfaces: Tensor, moves: Tensor) -> Tensor:
     return surfaces
 
 
-def _starts() -> list[int]:
-    return [PAINTED + sum(GROUPS[:k]) for k in range(len(GROUPS))]
-
-
 def _footprints(surfaces: Tensor) -> tuple[Tensor, ...]:
     """Of the 14 slots, seen from above: middle (N, 14, 2), half sizes of a rectangle (N, 14, 2) and the radius around
     it (N, 14), so that a disc is a point with a radius; (cos, sin) of yaw, height, and whether it is there."""
     order, parts = torch.tensor(_SLOT).argsort(), []
-    for start, count in zip(_starts(), GROUPS, strict=True):
-        own = surfaces[:, start : start + count]
-        disc, half = (own[:, 0, 1] > 1)[:, None], own[:, 0, HALF][:, ::2]
+    for start, count in zip(_STARTS, GROUPS, strict=True):
+        own, first = surfaces[:, start : start + count], surfaces[:, start]
+        disc, half = (first[:, 1] > 1)[:, None], first[:, HALF][:, ::2]
+        sizes = half.masked_fill(disc, 0), half.masked_fill(~disc, 0)[:, 0]
         top = torch.where(own[..., 5] > 0, own[..., 3] + own[..., 6], 0).amax(dim=1)
-        zero = torch.zeros_like(half)
-        parts.append(
-            (own[:, 0, CENTRE][:, ::2], half.where(~disc, zero), half.where(disc, zero)[:, 0], own[:, 0, TURN])
-        )
-        parts[-1] += (top, own[:, 0, 5] > 0)
+        parts.append((first[:, CENTRE][:, ::2], *sizes, first[:, TURN], top, first[:, 5] > 0))
     return tuple(torch.stack(each, dim=1)[:, order] for each in zip(*parts, strict=True))
 
 

@@ -7,8 +7,6 @@ are unit vectors of that frame that face the camera. Filters are sums of shifts,
 of its batch: no image depends on those beside it.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -56,9 +54,8 @@ def blobs(images: Tensor) -> Tensor:
     luminance, scales = _luminance(images), []
     for share in BLOB_SIGMAS:
         sigma = share * images.shape[-1]
-        (xx, xy), (_, yy) = (
-            torch.gradient(d, dim=(2, 1)) for d in torch.gradient(_smooth(luminance, sigma), dim=(2, 1))
-        )
+        slopes = torch.gradient(_smooth(luminance, sigma), dim=(2, 1))
+        (xx, xy), (_, yy) = (torch.gradient(slope, dim=(2, 1)) for slope in slopes)
         scales.append(sigma**4 * (xx * yy - xy * xy))
     return (2 * (torch.stack(scales).amax(dim=0).clamp(min=0).sqrt() / FULL_BLOB).clamp(max=1) - 1)[:, None]
 

@@ -1,12 +1,9 @@
 """Rooms: indoor scenes drawn from a seed and rendered by casting one ray a pixel, with labels from the geometry.
 
 Stands in for Taskonomy (section 4 of the paper, arXiv 2110.15053) where its files are not at hand: its eleven tasks in
-the same form. World and camera frames are right-handed, in metres, y up; the camera looks along -z of its own frame: x
-is right and z towards the viewer, so normals of surfaces straight ahead are (0, 0, 1). Every image is a room of its
-own, with a camera of its own; `scenes` says what stands in it, `casting` what a pixel sees, `labels` what targets are.
+the same form. Every image is a room of its own, with a camera of its own; `scenes` says what stands in it, `casting`
+what a pixel sees and how frames lie, `labels` what targets are.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -63,14 +60,10 @@ def load(*, tasks: str, split: str, size: int, limit: int | None = None, seed: i
     if size < 8:
         raise ValueError(f"Parameter size should be at least 8 pixels for rooms. Found size = {size!r}.")
     limit = _NUMBER.get(split) if limit is None else limit
-    return Dataset(
-        name="rooms",
-        images=_view(split, size, limit, seed)["image"],
-        targets={letter: _target(letter, split, size, limit, seed) for letter in tasks},
-        masks=dict.fromkeys(tasks),
-        ids=tuple(f"{split}-{seed}-{i:05d}" for i in range(limit)),
-        class_names=CLASSES,
-    )
+    images = _view(split, size, limit, seed)["image"]
+    targets = {letter: _target(letter, split, size, limit, seed) for letter in tasks}
+    ids = tuple(f"{split}-{seed}-{i:05d}" for i in range(limit))
+    return Dataset("rooms", images, targets, dict.fromkeys(tasks), ids, CLASSES)
 
 
 def draw(split: str, limit: int, seed: int = 0) -> dict[str, Tensor]:
@@ -103,19 +96,18 @@ def draw(split: str, limit: int, seed: int = 0) -> dict[str, Tensor]:
     return rooms
 
 
-def render(rooms: dict[str, Tensor], size: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
+def render(rooms: dict[str, Tensor], size: int) -> dict[str, Tensor]:
     """Cast one ray a pixel into each room (all at once: see `load` for bounded memory).
 
     Returns
     -------
-    dict : on `device`, or where the tensors of the rooms are, with
+    dict : where the tensors of the rooms are, with
         image : (N, 3, H, W) uint8.
         label, surface : (N, H, W) uint8 and int32, index into CLASSES and row of the table `surfaces`.
         depth : (N, H, W), metres along the axis of the camera.
         rays : (N, 3, H, W), directions in the frame of the camera with z = -1; points are rays * depth, in metres.
         normal : (N, 3, H, W), unit length, frame of the camera.
     """
-    rooms = {name: values.to(device=device) for name, values in rooms.items()}
     hits, rays = casting.cast(rooms, size), _rays(rooms, size)
     distance = rays.square().sum(dim=1).sqrt().flatten(1) * hits.depth
     facing = -sum(hits.normal * hits.ray) * hits.depth / distance

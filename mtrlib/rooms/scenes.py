@@ -6,8 +6,6 @@ does not exist has a negative size, which no ray hits. A row of the table `surfa
 shape, place and material. World frame: right-handed, in metres, y up.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from importlib.resources import files

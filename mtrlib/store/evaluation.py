@@ -1,7 +1,5 @@
 """From a model, images and an attack to the errors of each image: everything after this is cheap and recomputed."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -36,17 +34,10 @@ def attack_batch(
     losses = task_losses(for_attack(model, precision), targets, masks, attack)
     if without_gradient is not None:
         losses = _watched(losses, without_gradient)
+    options = {"steps": attack.steps, "norm": attack.norm, "restarts": attack.restarts, "generator": generator}
+    budget = {"eps": attack.eps_255 / 255, "step_size": attack.step_size_255 / 255}
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        return attack.function(
-            losses,
-            images,
-            eps=attack.eps_255 / 255,
-            step_size=attack.step_size_255 / 255,
-            steps=attack.steps,
-            norm=attack.norm,
-            restarts=attack.restarts,
-            generator=generator,
-        )
+        return attack.function(losses, images, **budget, **options)
 
 
 def task_losses(model: MultiTaskModel, targets: dict, masks: dict, attack: AttackSpec) -> attacks.Losses:
@@ -102,11 +93,9 @@ def errors(
         frames.append(pd.DataFrame(columns))
         advance(len(ids))
     if without_gradient and (count := int(torch.cat(without_gradient).sum())) > len(data) / 10:
-        warnings.warn(
-            f"The attack {attack.name} on {attack.tasks!r} of a model of {model.tasks!r} finds no gradient at "
-            f"{count} of {len(data)} images: their errors under attack say little.",
-            stacklevel=2,
-        )
+        what = f"The attack {attack.name} on {attack.tasks!r} of a model of {model.tasks!r}"
+        where = f"{count} of {len(data)} images: their errors under attack say little"
+        warnings.warn(f"{what} finds no gradient at {where}.", stacklevel=2)
     return pd.concat(frames, ignore_index=True)
 
 
@@ -131,11 +120,10 @@ def _measure(model: MultiTaskModel, images: Tensor, targets: dict, masks: dict) 
     """The error and the loss of each task and image, (T * B,), task by task."""
     with machine.exact():
         outputs = model(images)
-    defined, found = definitions(model), {}
-    for kind in ("error", "loss"):
-        of_tasks = [getattr(defined[t], kind)(outputs[t], targets[t], masks[t]) for t in model.tasks]
-        found[kind] = torch.cat(of_tasks).cpu().numpy()
-    return found
+    defined = definitions(model)
+    tasks = [(defined[t], outputs[t], targets[t], masks[t]) for t in model.tasks]
+    measured = {kind: [getattr(task, kind)(*of) for task, *of in tasks] for kind in ("error", "loss")}
+    return {kind: torch.cat(of_tasks).cpu().numpy() for kind, of_tasks in measured.items()}
 
 
 def constant_errors(train: Dataset, test: Dataset) -> pd.DataFrame:
@@ -155,23 +143,20 @@ def constant_errors(train: Dataset, test: Dataset) -> pd.DataFrame:
         _, target, mask = task.maps(target, target, train.masks[letter])
         _, of_test, under_test = task.maps(test.targets[letter], test.targets[letter], test.masks[letter])
         flat = target.flatten(2) if target.dim() == 4 else target.flatten(1)
-        valid = (
-            torch.ones(len(target), flat.shape[-1], dtype=torch.bool, device=flat.device)
-            if mask is None
-            else mask.flatten(1)
-        )
+        every = torch.ones(len(target), flat.shape[-1], dtype=torch.bool, device=flat.device)
+        valid = every if mask is None else mask.flatten(1)
         if task.classes:
             most = torch.bincount(flat[valid].long(), minlength=task.classes).argmax()
             constants = [torch.nn.functional.one_hot(most, task.classes)]
             if task.kind == "ordinal":
                 above = torch.arange(task.channels, device=flat.device)
                 constants = [(each > above).float() - 0.5 for each in (most, flat[valid].long().median())]
-        elif task.kind == "labels":
-            share = flat.transpose(0, 1)[:, valid].mean(dim=1)
-            constants = [share - 0.5, torch.ones_like(share), -torch.ones_like(share)]
         else:
             pixels = flat.transpose(0, 1)[:, valid]
-            constants = [pixels.mean(dim=1), pixels.median(dim=1).values]
+            mean = pixels.mean(dim=1)
+            constants = [mean, pixels.median(dim=1).values]
+            if task.kind == "labels":
+                constants = [mean - 0.5, torch.ones_like(mean), -torch.ones_like(mean)]
 
         def error(constant: Tensor, to: Tensor, under: Tensor | None, task=task) -> Tensor:
             return task.error(constant.float()[None, :, None, None].expand(len(to), -1, *to.shape[-2:]), to, under)

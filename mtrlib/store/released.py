@@ -1,9 +1,8 @@
 """The errors of a tier, in one sealed file: with it every table, figure and verdict comes out again without training.
 
-The file is a Parquet table that pandas reads as it is: the errors table, with the key of each evaluation and its whole
-specification as JSON; in its words the records of the models, the other tables that the notebooks read (gradients, what
-the published code does), and the digests of the code that computed it all (`sources`). Released errors are the record
-of the version that made them, so they are found by specification, whatever the code.
+A Parquet table that pandas reads as it is: the errors table, with the key of each evaluation and its specification as
+JSON; in its words the records of the models, the other tables that notebooks read, and the digests of the code that
+computed it all (`sources`). Released errors are found by specification, whatever the code.
 """
 
 import base64
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mtrlib import sealed
+from mtrlib.data import sealed
 from mtrlib.specs import Evaluation, ModelSpec, key_of
 from mtrlib.store import sources
 
@@ -87,13 +86,11 @@ class Released:
         return text
 
     def _key(self, kind: str, about: dict) -> str:
-        return key_of({"kind": kind, "of": _without_precision(about) if self.any_precision else about})
-
-
-def _without_precision(content):
-    if isinstance(content, dict):
-        return {name: _without_precision(value) for name, value in content.items() if name != "precision"}
-    return [_without_precision(each) for each in content] if isinstance(content, list) else content
+        if self.any_precision:
+            about = json.loads(
+                json.dumps(about), object_hook=lambda of: {k: v for k, v in of.items() if k != "precision"}
+            )
+        return key_of({"kind": kind, "of": about})
 
 
 def write(
@@ -109,10 +106,9 @@ def write(
     untrained = sum(not store.has_model(spec) for spec in models)
     missing = sum(not store.has_errors(e) for e in evaluations)
     if untrained or missing or not evaluations:
-        raise ValueError(
-            f"The store {store.path} should have {len(models)} models and {len(evaluations)} attacks on them. It lacks "
-            f"{untrained} and {missing}: run `make batch` for this tier first."
-        )
+        wanted = f"{len(models)} models and {len(evaluations)} attacks on them"
+        lacks = f"It lacks {untrained} and {missing}: run `make batch` for this tier first."
+        raise ValueError(f"The store {store.path} should have {wanted}. {lacks}")
     keys, measured, tables = {spec.key for spec in models}, [sources.digests(["attacks"])], defaultdict(list)
     for file in sorted(store.path.glob("*/*/*.parquet")):
         if (kind := file.parents[1].name) != "errors":

@@ -5,16 +5,15 @@
                                         is complete)
     <path>/errors/<code>/<key>.parquet  errors of each image; tables of other kinds in folders named after them
 
-<code> is the digest of the sources that decide the result (`sources`): what other code computed stays, and is not taken
-for what this code gives. Each file is checked by its sha256 when it is read (that of a checkpoint lies in record.json):
-what is damaged, or of another key, is set aside and computed again. So are the errors of a model that was trained again
-since and came out otherwise, as it may on another machine. Of two processes that want a thing one computes it.
+<code> is the digest of the sources that decide the result (`sources`). Each file is checked by its sha256 when it is
+read (that of a checkpoint lies in record.json): what is damaged, or of another key, is set aside and computed again. So
+are errors of a model that was trained again and came out otherwise. Of two processes that want a thing one computes it.
 """
 
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,8 +21,8 @@ import pandas as pd
 import torch
 from safetensors.torch import load as load_tensors
 
-from mtrlib import machine, sealed, training
-from mtrlib.data import Dataset, digest, load
+from mtrlib import machine, training
+from mtrlib.data import Dataset, digest, load, sealed
 from mtrlib.models import MultiTaskModel
 from mtrlib.specs import AttackSpec, DataSpec, Evaluation, ModelSpec, key_of
 from mtrlib.store import evaluation, sources
@@ -59,11 +58,9 @@ class Store:
         mark, begun = self.path / "format", any(any(self.path.glob(f"{kind}/*")) for kind in ("models", "errors"))
         older = b"an older one, without the file format" if begun else FORMAT.encode()
         if (written := mark.read_bytes() if mark.exists() else older) != FORMAT.encode():
-            raise ValueError(
-                f"The store {self.path} should have the format {FORMAT.strip()!r}. Found "
-                f"{written[:80].decode(errors='replace')!r}. Move that folder away or give another store: its results "
-                "are computed again."
-            )
+            wanted, found = FORMAT.strip(), written[:80].decode(errors="replace")
+            advice = "Move that folder away or give another store: its results are computed again."
+            raise ValueError(f"The store {self.path} should have the format {wanted!r}. Found {found!r}. {advice}")
         self.released = Released(machine.place(released) if released else None, any_precision=precision == "auto")
         self.device = machine.device() if device is None else torch.device(device)
         self._load_data = lru_cache(maxsize=2)(self._load_data)
@@ -146,11 +143,12 @@ class Store:
         code = (sources.of_data(data.name), "attacks")
         if self.released.path is not None and not self.has_table("constants", about, [], code):
             return None
-        first = partial(self._load_data, data, letter)
-        table = self.table(
-            "constants", about, [], lambda: evaluation.constant_errors(first("train", train), first("test", test)), code
-        )
-        return table.set_index("image_id").constant_error
+
+        def measure() -> pd.DataFrame:
+            numbers = {"train": train, "test": test}
+            return evaluation.constant_errors(*(self._load_data(data, letter, *of) for of in numbers.items()))
+
+        return self.table("constants", about, [], measure, code).set_index("image_id").constant_error
 
     def table(
         self,

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
-from mtrlib import machine, models, sealed
-from mtrlib.data import Dataset
+from mtrlib import machine, models
+from mtrlib.data import Dataset, sealed
 from mtrlib.machine import bar
 from mtrlib.models.stages import resized
 from mtrlib.specs import ModelSpec
