@@ -32,15 +32,13 @@ from functools import partial
 from torch import Tensor
 
 from mtrlib.attacks.apgd import SHRINKING, apgd
-from mtrlib.attacks.balanced import dgba, task_attack_rates, wgd
 from mtrlib.attacks.ball import BALLS, NORMS
 from mtrlib.attacks.constrained import Attacked, OfRows, caa, decoded, search_images
 from mtrlib.attacks.constraints import Domain, domain
-from mtrlib.attacks.ensemble import ensemble
-from mtrlib.attacks.gradient import bim, fgsm, mim, pgd
+from mtrlib.attacks.ensemble import ensemble, lowest_miou, overlaps, relative_errors, runs, sea
+from mtrlib.attacks.gradient import bim, dgba, fgsm, mim, pgd, task_attack_rates, wgd
 from mtrlib.attacks.losses import DENSE, Losses, recorded, task_losses, variant
 from mtrlib.attacks.own import held, tried
-from mtrlib.attacks.sea import lowest_miou, overlaps, relative_errors, runs, sea
 from mtrlib.attacks.search import Front, search
 from mtrlib.attacks.selective import min_max, stealthy, towards
 from mtrlib.attacks.square import square

@@ -68,11 +68,12 @@ class Ball:
         rounded up again, leave out its largest changes until the rest is inside."""
         if self.norm == "linf":
             return points
-        change = points.double() - self.images.double()
+        images = self.images.double()
+        change = points.double() - images
         size = length(change, self.norm)
-        shrunk = (self.images.double() + change * (self.eps * (1 - 1e-4) / size.clamp(min=1e-300))).clamp(0, 1)
+        shrunk = (images + change * (self.eps * (1 - 1e-4) / size.clamp(min=1e-300))).clamp(0, 1)
         points = torch.where(size > self.eps, shrunk.to(points.dtype), points)
-        change = points.double() - self.images.double()
+        change = points.double() - images
         good = length(change, self.norm) <= self.eps
         if good.all():
             return points
@@ -213,10 +214,11 @@ def wide(values: Tensor) -> Tensor:
 
 
 def length(values: Tensor, norm: str = "l2") -> Tensor:
-    """(B, 3, H, W) -> (B, 1, 1, 1): the length of each image in l2 or l1."""
-    if norm == "l1":
-        return values.abs().sum(dim=(1, 2, 3), keepdim=True)
-    return values.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
+    """(B, 3, H, W) -> (B, 1, 1, 1): the length of each image in the norm."""
+    every = {"dim": (1, 2, 3), "keepdim": True}
+    if norm == "linf":
+        return values.abs().amax(**every)
+    return values.abs().sum(**every) if norm == "l1" else values.square().sum(**every).sqrt()
 
 
 def per_image(values: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ then the gradient, then the search on what is left; on images by few numbers, wi
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -60,7 +61,7 @@ def caa(
 
     def tried(points: Tensor, of: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         values = domain.decode(points, rows[of])
-        distance = _distance(domain.to_unit(values) - unit[of], norm)
+        distance = length((domain.to_unit(values) - unit[of]).double(), norm).flatten()
         over = (distance - eps * (1 + 1e-9)).clamp(min=0)
         return values, distance, domain.penalties(values).sum(dim=1) + over
 
@@ -117,10 +118,7 @@ def search_images(
     basis: str = "tiles",
     cells: int = 4,
     norm: str = "linf",
-    population: int = 40,
-    generations: int = 25,
-    seed: int = 0,
-    soft: bool = False,
+    **budget,
 ) -> tuple[Tensor, list[Front]]:
     """Search perturbations of few numbers: raise the reported errors of some tasks and keep those of others. No
     gradient is taken.
@@ -134,7 +132,7 @@ def search_images(
     basis, cells : what the genes are, three times cells x cells numbers from -1 to 1 in parts of eps: "tiles", a colour
         change for each of as many tiles; "cosines", the lowest of the discrete cosine transform of each channel, cut at
         eps.
-    population, generations, seed, soft : as in `search`.
+    budget : population, generations, seed, soft, as in `search`.
 
     Returns
     -------
@@ -146,26 +144,25 @@ def search_images(
             f"Parameter attacked should be at least 1, slack at least 0. Found attacked = {attacked}, slack = {slack}."
         )
     ball, errors = around(images, eps, norm, steps=0), variant(losses, "error")
+    points_of = partial(decoded, images, eps=eps, norm=norm, basis=basis, cells=cells)
     with torch.no_grad():
         clean = checked(errors(ball.images), ball.images)
 
         def evaluate(genes: Tensor) -> tuple[Tensor, Tensor]:
             objectives, penalties = [], []
             for each in genes.unbind(dim=1):  # one candidate of every image, as the losses are of these images
-                points = decoded(images, each, eps=eps, norm=norm, basis=basis, cells=cells)
+                points = points_of(each)
                 rows = errors(points).double()
-                objectives.append(torch.cat([-rows[:attacked], _distance(points - ball.images, norm)[None]]).T)
+                distance = length((points - ball.images).double(), norm).flatten()
+                objectives.append(torch.cat([-rows[:attacked], distance[None]]).T)
                 penalties.append((rows[attacked:] - (1 + slack) * clean[attacked:].double()).clamp(min=0).sum(dim=0))
             return torch.stack(objectives, dim=1), torch.stack(penalties, dim=1)
 
         number = 3 * cells**2
-        ends = -torch.ones(len(images), number), torch.ones(len(images), number)
-        budget = {"population": population, "generations": generations, "seed": seed, "soft": soft}
-        fronts = search(evaluate, *ends, torch.zeros(len(images), 1, number), **budget)
-        best = [
-            f.genes[f.objectives[:, :-1].sum(dim=1).argmin()] if len(f.genes) else torch.zeros(number) for f in fronts
-        ]
-        return decoded(images, torch.stack(best), eps=eps, norm=norm, basis=basis, cells=cells), fronts
+        end, clean_genes = torch.ones(len(images), number), torch.zeros(len(images), number)
+        fronts = search(evaluate, -end, end, clean_genes[:, None], **budget)
+        best = [f.genes[f.objectives[:, :-1].sum(dim=1).argmin()] if len(f.genes) else clean_genes[0] for f in fronts]
+        return points_of(torch.stack(best)), fronts
 
 
 def decoded(
@@ -185,9 +182,3 @@ def decoded(
     else:
         raise ValueError(f"Parameter basis should be one of tiles, cosines. Found basis = {basis!r}.")
     return ball.inside(ball.project(images + eps * change))
-
-
-def _distance(change: Tensor, norm: str) -> Tensor:
-    """(B, ...) -> (B,): the length of each change in the norm, in float64."""
-    change = change.double()
-    return change.abs().flatten(1).amax(dim=1) if norm == "linf" else length(change, norm).flatten()

@@ -1,6 +1,11 @@
 """Gradient ascent on the joint loss: FGSM (Goodfellow et al. 2015, arXiv 1412.6572, section 4), BIM (Kurakin et al.
 2017, arXiv 1607.02533, section 2.2), MIM (Dong et al. 2018, arXiv 1710.06081, algorithm 1) and PGD (Madry et al. 2018,
-arXiv 1706.06083, section 2.1), the attack of the paper's RQ1."""
+arXiv 1706.06083, section 2.1), the attack of the paper's RQ1.
+
+Two weight the tasks anew in every step, for each image by itself: WGD, the paper's own (arXiv 2110.15053, RQ3,
+definition 5), and DGBA (Zhang et al. 2023, arXiv 2305.12066)."""
+
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -84,3 +89,52 @@ def fgsm(losses: Losses, images: Tensor, *, eps: float, random_start: bool = Fal
 def mim(losses: Losses, images: Tensor, *, decay: float = 1.0, random_start: bool = False, **settings) -> Tensor:
     """The momentum iterative method, MI-FGSM: `pgd` along g <- decay g + gradient / ||gradient||_1."""
     return pgd(losses, images, decay=decay, random_start=random_start, **settings)
+
+
+def wgd(losses: Losses, images: Tensor, *, rate: str = "definition", **settings) -> Tensor:
+    """Weighted gradient descent: `pgd` along the gradient of sum_i r_i(t) L_i, r from `task_attack_rates`.
+
+    L_i(0) is the loss at the start of the run. With one attacked task this is `pgd`. The point kept is that with the
+    highest unweighted sum of losses. Parameters and result as in `pgd`, and `rate` as in `task_attack_rates`.
+    """
+    return pgd(losses, images, weigh=partial(task_attack_rates, rate=rate), **settings)
+
+
+def dgba(losses: Losses, images: Tensor, **settings) -> Tensor:
+    """Dynamic gradient balancing: each step maximises, to first order, the mean over tasks of (L_i(x + step) - L_i(x))
+    / L_i(x).
+
+    That is a step along sum_i gradient(L_i) / L_i, L_i being the loss at the current point, which solves the linear
+    programme of the paper coordinate by coordinate. A task whose loss is 0 takes no part in that step. The point kept
+    is that with the highest unweighted sum of losses. Parameters and result as in `pgd`.
+    """
+
+    def one_over(rows: Tensor, first: Tensor) -> Tensor:
+        return torch.where(rows > 1e-12, 1 / rows.clamp(min=1e-12), 0.0)
+
+    return pgd(losses, images, weigh=one_over, **settings)
+
+
+def task_attack_rates(losses: Tensor, first: Tensor, rate: str = "definition") -> Tensor:
+    """The weights of the tasks in a step of `wgd`, for the `weigh` of `pgd` and `apgd`.
+
+    Parameters
+    ----------
+    losses, first : (T, B), losses L_i(t) of the current point and L_i(0) of the start; at least 0.
+    rate : "definition", r_i(t) = L~_i(t) / mean_j L~_j(t) with L~_i(t) = L_i(t) / L_i(0), as the paper prints it: the
+        task whose loss has grown most gets the most weight. "inverse", the same with 1 / L~: the task that lags does,
+        as in GradNorm, from which the paper takes the idea.
+
+    Returns
+    -------
+    (T, B), with mean 1 over the tasks. A task with L_i(0) = 0, or a loss that is no number, counts as unchanged.
+    """
+    if rate not in ("definition", "inverse"):
+        raise ValueError(f"Parameter rate should be one of definition, inverse. Found rate = {rate!r}.")
+    if len(losses) == 1:  # L~ / L~, without rounding
+        return torch.ones_like(losses)
+    tiny = torch.finfo(losses.dtype).tiny
+    grown = losses.clamp(min=tiny) / first.clamp(min=tiny)
+    grown = torch.where((first > tiny) & first.isfinite() & ~grown.isnan(), grown.clamp(tiny**0.5, tiny**-0.5), 1.0)
+    grown = grown if rate == "definition" else 1 / grown
+    return grown / grown.mean(dim=0)

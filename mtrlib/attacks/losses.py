@@ -105,17 +105,25 @@ def variant(losses: Losses, dense: str, **keywords: object) -> Losses:
     return other
 
 
+def mapped(losses: Losses, change: Callable[[Tensor, Tensor], Tensor]) -> Losses:
+    """The losses, in all their variants, with the rows that `change` makes of rows, (T, B), and images."""
+
+    @wraps(losses)
+    def changed(images: Tensor, **keywords: object) -> Tensor:
+        return change(losses(images, **keywords), images)
+
+    return changed
+
+
 def recorded(losses: Losses) -> tuple[Losses, list[Tensor]]:
     """The same losses, and a list that gains one (T, B) tensor at each call: the way of an attack."""
     history: list[Tensor] = []
 
-    @wraps(losses)
-    def recording(images: Tensor, **keywords: object) -> Tensor:
-        rows = losses(images, **keywords)
+    def record(rows: Tensor, images: Tensor) -> Tensor:
         history.append(rows.detach())
         return rows
 
-    return recording, history
+    return mapped(losses, record), history
 
 
 def refuse_inference(*tensors: Tensor) -> None:

@@ -35,8 +35,7 @@ def held(attack: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
         if not (points.min() >= 0 and points.max() <= 1):
             found = f"from {points.min().item():.4g} to {points.max().item():.4g}"
             raise ValueError(f"{what} in [0, 1]. Found values {found}.")
-        change = points.double() - images.double()
-        size = (change.abs().amax() if norm == "linf" else length(change, norm).amax()).item()
+        size = length(points.double() - images.double(), norm).amax().item()
         if size > eps * (1 + 1e-3) + 1e-6:
             raise ValueError(f"{what} within eps = {eps:.4g} in {norm}. Found a change of {size:.4g}.")
         return points

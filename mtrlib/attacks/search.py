@@ -55,30 +55,44 @@ def search(
     -------
     A front for each input, out of all candidates that were evaluated.
     """
-    begin, create, more, tell = _pymoo(population, generations, seed, soft)
     if population < 2 or generations < 1 or not (lower < upper).all():
         found = f"population = {population}, generations = {generations}, {int((lower >= upper).sum())} empty ranges"
         raise ValueError(f"Parameters should be population >= 2, generations >= 1, lower < upper. Found {found}.")
+    try:
+        from pymoo.algorithms.moo.nsga2 import NSGA2
+        from pymoo.core.evaluator import Evaluator
+        from pymoo.core.population import Population
+        from pymoo.core.problem import Problem
+        from pymoo.problems.static import StaticProblem
+    except ImportError:
+        raise ImportError("The search needs pymoo: pip install mtrlib[search]") from None
     low, high, first = (values.detach().cpu().double().numpy() for values in (lower, upper, starts))
     number, shape = first.shape[1], (population, low.shape[1])
     away = (np.arange(population) // number / max((population - 1) // number, 1))[:, None]
     drawn = np.random.default_rng(seed).random(shape)
-    asked, algorithms = [], []
+    algorithms = []
     for own, bottom, top in zip(first, low, high, strict=True):
         near = np.resize(own, shape)
-        asked.append(begin(np.clip(near + away * (bottom + (top - bottom) * drawn - near), bottom, top)))
+        begin = np.clip(near + away * (bottom + (top - bottom) * drawn - near), bottom, top)
+        algorithms.append(NSGA2(pop_size=population, sampling=Population.new(X=begin)))
+        problem = Problem(n_var=shape[1], n_ieq_constr=0 if soft else 1, xl=bottom, xu=top)
+        algorithms[-1].setup(problem, termination=("n_gen", generations + 1), seed=seed)
     fronts = [Front(torch.empty(0, shape[1]), torch.empty(0, 1), 0)] * len(first)
     for _ in range(generations):
-        asked = [more(algorithm) for algorithm in algorithms] or asked
-        genes = torch.from_numpy(np.stack([np.resize(own.get("X"), shape) for own in asked]))
-        found = evaluate(genes)
-        objectives, penalties = (v.detach().cpu().double().nan_to_num(_WORST, _WORST, -_WORST) for v in found)
-        if not algorithms:
-            algorithms = [create(*each, objectives.shape[2]) for each in zip(asked, low, high, strict=True)]
-        for i, own in enumerate(asked):
-            values = objectives[i, : len(own)], penalties[i, : len(own)]
-            fronts[i] = _joined(fronts[i], genes[i, : len(own)], *values)
-            tell(algorithms[i], own, *values)
+        asked = [algorithm.ask() for algorithm in algorithms]
+        # The best again where an algorithm finds none that it has not tried.
+        asked = [a.pop[:1] if new is None else new for new, a in zip(asked, algorithms, strict=True)]
+        genes = torch.from_numpy(np.stack([np.resize(new.get("X"), shape) for new in asked]))
+        found = (values.detach().cpu().double().nan_to_num(_WORST, _WORST, -_WORST) for values in evaluate(genes))
+        objectives, penalties = found
+        for i, (new, algorithm) in enumerate(zip(asked, algorithms, strict=True)):
+            good, bad = objectives[i, : len(new)], penalties[i, : len(new)]
+            fronts[i] = _joined(fronts[i], genes[i, : len(new)], good, bad)
+            values = {"F": torch.cat([good, bad[:, None]], dim=1)} if soft else {"F": good, "G": bad[:, None]}
+            algorithm.problem.n_obj = values["F"].shape[1]
+            known = StaticProblem(algorithm.problem, **{name: each.numpy() for name, each in values.items()})
+            Evaluator().eval(known, new)
+            algorithm.tell(infills=new)
     return fronts
 
 
@@ -93,37 +107,3 @@ def _joined(front: Front, genes: Tensor, objectives: Tensor, penalties: Tensor) 
     better = no_worse & (~no_worse.T | torch.ones_like(no_worse).triu(1))
     first = ~better.any(dim=0)
     return Front(genes[first], objectives[first], front.queries + len(good))
-
-
-def _pymoo(population: int, generations: int, seed: int, soft: bool) -> tuple[Callable, ...]:
-    """What the search takes of pymoo: a population of genes; an NSGA-II that begins with one; its next candidates; and
-    to tell it what they are worth."""
-    try:
-        from pymoo.algorithms.moo.nsga2 import NSGA2
-        from pymoo.core.evaluator import Evaluator
-        from pymoo.core.population import Population
-        from pymoo.core.problem import Problem
-        from pymoo.problems.static import StaticProblem
-    except ImportError:
-        raise ImportError("The search needs pymoo: pip install mtrlib[search]") from None
-
-    def create(begin: Population, low: np.ndarray, high: np.ndarray, objectives: int) -> NSGA2:
-        constraints = {"n_obj": objectives + 1} if soft else {"n_obj": objectives, "n_ieq_constr": 1}
-        problem = Problem(n_var=len(low), xl=low, xu=high, **constraints)
-        algorithm = NSGA2(pop_size=population, sampling=begin)
-        algorithm.setup(problem, termination=("n_gen", generations + 1), seed=seed)
-        algorithm.ask()
-        return algorithm
-
-    def more(algorithm: NSGA2) -> Population:
-        asked = algorithm.ask()
-        return algorithm.pop[:1] if asked is None else asked  # where it finds none that it has not tried
-
-    def tell(algorithm: NSGA2, candidates: Population, objectives: Tensor, penalties: Tensor) -> None:
-        values = {"F": objectives.numpy(), "G": penalties[:, None].numpy()}
-        if soft:
-            values = {"F": torch.cat([objectives, penalties[:, None]], dim=1).numpy()}
-        Evaluator().eval(StaticProblem(algorithm.problem, **values), candidates)
-        algorithm.tell(infills=candidates)
-
-    return lambda genes: Population.new(X=genes), create, more, tell

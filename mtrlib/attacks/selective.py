@@ -5,14 +5,13 @@ A task's rise is R_i = (L_i(x + d) - L_i(x)) / L_i(x), or the change of the loss
 """
 
 from collections.abc import Callable
-from functools import wraps
 
 import torch
 from torch import Tensor
 
 from mtrlib.attacks.ball import around, checked, keep, nothing_yet
 from mtrlib.attacks.gradient import pgd
-from mtrlib.attacks.losses import Losses
+from mtrlib.attacks.losses import Losses, mapped
 
 
 def min_max(losses: Losses, images: Tensor, *, beta: float = 50.0, **settings) -> Tensor:
@@ -24,13 +23,13 @@ def min_max(losses: Losses, images: Tensor, *, beta: float = 50.0, **settings) -
         raise ValueError(f"Parameter beta should be finite and above 0. Found beta = {beta!r}.")
     rise = _rises(losses, images)
 
-    def least(points: Tensor, **keywords: object) -> Tensor:
-        rows = rise(points, **keywords)
+    def least(rows: Tensor, points: Tensor) -> Tensor:
+        rows = rise(rows, points)
         sharp = beta / rows.detach().abs().amax(dim=0).clamp(min=1e-12)
         smooth = -torch.logsumexp(-sharp * rows, dim=0) / sharp
         return (rows.amin(dim=0).detach() + smooth - smooth.detach())[None]
 
-    return pgd(wraps(losses)(least), images, **settings)
+    return pgd(mapped(losses, least), images, **settings)
 
 
 def stealthy(
@@ -66,23 +65,23 @@ def stealthy(
     images, factor = ball.images, 8.0
     best = keep(*nothing_yet(images), images, images.new_zeros(len(images)))
     with torch.no_grad():
-        weights = gamma * torch.ones_like(rise(images)[1:])
+        weights = gamma * torch.ones_like(losses(images)[1:])
 
-    def raised(points: Tensor, **keywords: object) -> Tensor:
+    def raised(rows: Tensor, points: Tensor) -> Tensor:
         nonlocal best
-        rows = rise(points, **keywords)
+        rows = rise(rows, points)
         kept = (rows[1:] <= slack).all(dim=0)
         best = keep(*best, points.detach(), torch.where(kept, rows[0].detach(), -float("inf")))
         return (rows[0] - (weights * rows[1:]).sum(dim=0))[None]
 
     for _ in range(searches):
-        points = pgd(wraps(losses)(raised), images, eps=eps, norm=norm, generator=generator, **settings)
+        points = pgd(mapped(losses, raised), images, eps=eps, norm=norm, generator=generator, **settings)
         with torch.no_grad():
-            weights = torch.where(rise(points)[1:] > slack, weights * factor, weights / factor)
+            weights = torch.where(rise(losses(points), points)[1:] > slack, weights * factor, weights / factor)
         factor = factor**0.5
     points = ball.inside(best[0])
     with torch.no_grad():  # what rounding took back may count
-        kept = (rise(points)[1:] <= slack).all(dim=0)
+        kept = (rise(losses(points), points)[1:] <= slack).all(dim=0)
     return torch.where(kept.view(-1, 1, 1, 1), points, images)
 
 
@@ -90,18 +89,13 @@ def towards(losses: Losses) -> Losses:
     """The losses with the other sign: with targets that the adversary wants, such as a depth map that is scaled,
     flipped or without an object (Wong et al. 2020, arXiv 2006.08602), `pgd` and `apgd` bring the outputs near to them.
     """
-
-    @wraps(losses)
-    def nearer(points: Tensor, **keywords: object) -> Tensor:
-        return -losses(points, **keywords)
-
-    return nearer
+    return mapped(losses, lambda rows, points: -rows)
 
 
-def _rises(losses: Losses, images: Tensor) -> Callable[..., Tensor]:
-    """R_i of points, (T, B)."""
+def _rises(losses: Losses, images: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """The function that gives R_i of points, (T, B), from their losses."""
     with torch.no_grad():
         clean = checked(losses(images), images)
     clean = torch.where(clean.isfinite(), clean, 0)
     unit = torch.where(clean > 0, clean, 1)
-    return lambda points, **keywords: (checked(losses(points, **keywords), points) - clean) / unit
+    return lambda rows, points: (checked(rows, points) - clean) / unit
