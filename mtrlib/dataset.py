@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -72,8 +72,9 @@ class Dataset:
 
     def select(self, tasks: str) -> Self:
         """The same images with the labels of `tasks` alone."""
-        kept = ("targets", "masks", "tasks")
-        return replace(self, **{name: {letter: getattr(self, name)[letter] for letter in tasks} for name in kept})
+        parts = ("targets", "masks", "tasks")
+        kept: dict[str, Any] = {name: {letter: getattr(self, name)[letter] for letter in tasks} for name in parts}
+        return replace(self, **kept)
 
 
 def papers(letters: Iterable[str], class_names: tuple[str, ...]) -> dict[str, Task]:

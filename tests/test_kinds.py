@@ -324,7 +324,7 @@ def test_one_table_has_the_classes_labels_and_values_of_all_images(folder):
         "7,4": "line of 7 should hold classes 0 to 1. Found 4",
         "7,0,1": "line of 7 should hold 1 numbers",
         "77,0": "line of 7 is missing: 7 has no labels of c",
-        "6,0": "c.csv should have one line of an image. Found '6' 2 times",
+        "6,0": "c.csv should have one line of an image. Found 2 of '6'",
     }.items():
         table.write_text("".join(f"{line if number == 7 else f'{number},0'}\n" for number in range(12)))
         with pytest.raises(ValueError, match=message):

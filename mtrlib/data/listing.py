@@ -63,7 +63,9 @@ def find(what: Description, root: Path, split: str) -> list[Places]:
             found += f" and {len(images)} ids such as {next(iter(images))!r}"
             raise ValueError(f"{root}: splits.{split} should match images. Found {found}.")
         if twice := _twice(ids):
-            raise ValueError(f"{root}: splits.{split} should name an image once. Found {twice}.")
+            raise ValueError(
+                "{}: splits.{} should name an image once. Found {!r} {} times.".format(root, split, *twice)
+            )
         if both := {*ids} & {*_chosen(what.splits, root, "test" if split == "train" else "train", images)}:
             raise ValueError(f"{root}: splits should share no image. Found {min(both)!r} in both, of {len(both)} such.")
     for name in (name for name in ids if name not in images):  # which a list names
@@ -94,7 +96,7 @@ def table(root: Path, name: str, what: str, ids: Iterable[str]) -> list[File]:
     path, lines = inside(root, name), _lines(root, name)
     found = [tuple(map(str.strip, line.partition(",")[::2])) for line in lines]
     if twice := _twice(image for image, _ in found):
-        raise ValueError(f"{path} should have one line of an image. Found {twice}.")
+        raise ValueError("{0} should have one line of an image. Found {2} of {1!r}.".format(path, *twice))
     values = dict(found)
     return [File(values.get(i, what), f"{path}, line of {i}", len(values[i]) if i in values else -1, 0) for i in ids]
 
@@ -239,9 +241,9 @@ def inside(root: Path, name: str | Path) -> Path:
     return path
 
 
-def _twice(names: Iterable[str]) -> str:
-    """The first name that is there more than once, and how often; empty where none is."""
-    return next((f"{name!r} {times} times" for name, times in Counter(names).most_common(1) if times > 1), "")
+def _twice(names: Iterable[str]) -> tuple[str, int] | None:
+    """The most frequent name, and how often it is there; None where that is once."""
+    return next((each for each in Counter(names).most_common(1) if each[1] > 1), None)
 
 
 def _stem(path: str) -> str:

@@ -78,14 +78,11 @@ def _frames(root: Path, split: str) -> list[_Frame]:
     places = ([path for path in some if not any(map(listing.stray, path.relative_to(root).parts))] for some in places)
     found = next(filter(None, places), [])
     names = [(rgb, path, _FILE_NAME.fullmatch(path.name)) for rgb in found for path in listing.walk(rgb)]
-    frames = sorted(
-        (rgb.parent, path.parent.relative_to(rgb).as_posix(), int(name[2]), int(name[3]), name[1])
-        for rgb, path, name in names
-        if name and name[4] == "rgb"
-    )
+    named = [(rgb, path.parent.relative_to(rgb).as_posix(), name) for rgb, path, name in names if name]
+    frames = sorted((rgb.parent, *at, int(of[2]), int(of[3]), of[1]) for rgb, *at, of in named if of[4] == "rgb")
     if not frames:
-        named = "[<building>/]rgb/point_<p>_view_<v>_domain_rgb.png, or rgb/[taskonomy/]<building>/point_..."
-        raise ValueError(f"{root} should hold files {named}. Found no such file in {len(found)} folders rgb.")
+        wanted = "[<building>/]rgb/point_<p>_view_<v>_domain_rgb.png, or rgb/[taskonomy/]<building>/point_..."
+        raise ValueError(f"{root} should hold files {wanted}. Found no such file in {len(found)} folders rgb.")
     points = [point for _, _, point, *_ in frames]
     chosen = [(*place, stem) for *place, point, _, stem in frames if (point < _FIRST_TEST_POINT) == (split == "train")]
     if not chosen:
