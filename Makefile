@@ -43,8 +43,8 @@ ONE_THREAD = $(if $(filter-out 1,$(JOBS)),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 .PHONY: reproduce reanalyse release release-models batch batch-plan decide notebooks report test test-slurm lint types docs audit clean
 .DELETE_ON_ERROR:
 
-# Not those that show what a model predicts, which have to train one, nor those that no errors were released of.
-READ = $(filter-out tour new_dataset new_method constrained_attacks rq5_adversarial_training rq6_architectures,$(NOTEBOOKS))
+# Not those that show what a model predicts, which have to train one.
+READ = $(filter-out tour new_dataset new_method constrained_attacks,$(NOTEBOOKS))
 reproduce: .venv/installed
 	@mkdir -p $(OUT)
 	@$(MAKE) --no-print-directory --jobs $(JOBS) $(NOTEBOOKS:%=run-%)
@@ -68,9 +68,9 @@ batch-plan: .venv/installed
 decide: .venv/installed
 	$(BIN)/python -m mtrlib decide params/$(TIER) --hours $(HOURS) --precision $(PRECISION)
 
-# After make batch: what it computed, in one file.
+# After make batch: what it computed, in one file; ADD=yes keeps what the file has of others, such as other seeds.
 release: .venv/installed
-	$(BIN)/python -m mtrlib release params/$(TIER) $(RESULTS) --notebooks $(shell echo $(READ) | tr ' ' ,)
+	$(BIN)/python -m mtrlib release params/$(TIER) $(RESULTS) $(if $(ADD),--add) --notebooks $(shell echo $(READ) | tr ' ' ,)
 
 # Trained networks for models.load; MODELS="rooms/sd-v1=KEY ..." with keys that `mtrlib plan` prints.
 release-models: .venv/installed
