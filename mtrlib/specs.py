@@ -16,7 +16,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from mtrlib import attacks, data, machine
-from mtrlib.models import architectures, encoders, heads, own
+from mtrlib.models import building, encoders, heads, own
 from mtrlib.tasks import Task, parse
 
 # Part of every key. To be raised when a field of a specification comes to mean something else; what the code makes of a
@@ -168,7 +168,7 @@ class ModelSpec(Training):
     seed: int = Field(default=0, ge=0)  # of the first weights and the order of the images
     # Of convolutions in training and under attack; weights, losses and errors are always float32.
     precision: Literal["float32", "bfloat16"] = "float32"
-    architecture: Literal[architectures.ARCHITECTURES] = Field(default="hard", exclude_if=lambda name: name == "hard")  # type: ignore[valid-type]
+    architecture: Literal[building.ARCHITECTURES] = Field(default="hard", exclude_if=lambda name: name == "hard")  # type: ignore[valid-type]
     adversarial: Adversarial | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
@@ -196,7 +196,7 @@ class ModelSpec(Training):
                 raise ValueError(f"weights should be finite and at least 0. {self.weights} gives {found.tolist()}.")
         elif fixed(self.weights) and self.weights.count(":") not in (0, len(self.tasks) - 1):
             raise ValueError(f"weights should have one number a task of {self.tasks!r}. Found {self.weights!r}.")
-        architectures.known(self.architecture, self.tasks, self.frozen, self.head)
+        building.known(self.architecture, self.tasks, self.frozen, self.head)
         if self.architecture != "hard" and not fixed(self.weights):
             allowed = f"fixed ones, such as uniform, for {self.architecture}: others weigh gradients of one shared map"
             raise ValueError(f"weights should be {allowed}. Found {self.weights!r}.")
@@ -224,7 +224,7 @@ class ModelSpec(Training):
     @property
     def starts(self) -> list[Self]:
         """The single-task models that it starts from, trained as long: of cross_stitch and nddr."""
-        letters, alone = self.tasks if self.architecture in architectures.SOFT else "", {"architecture": "hard"}
+        letters, alone = self.tasks if self.architecture in building.SOFT else "", {"architecture": "hard"}
         return [self.model_copy(update={"tasks": letter, "weights": "uniform", **alone}) for letter in letters]
 
     @property
