@@ -99,7 +99,13 @@ def build(
             _initialise(decoder, torch.Generator().manual_seed(seed * 1000 + ord(letter)))
     generator = None if seed is None else torch.Generator().manual_seed(seed * 1000 + 1)
     body.requires_grad_(not frozen)
-    model = _network(architecture, body, decoders, definitions, latent, generator)
+    kinds = {"hard": MultiTaskModel, "cross_stitch": CrossStitch, "nddr": NDDR, "mtan": MTAN, "mti_net": MTINet}
+    kinds["pad_net"] = partial(PADNet, channels=latent)
+    shared = {letter: copy.deepcopy(body) for letter in decoders} if architecture in SOFT else body
+    model = kinds[architecture](shared, decoders, definitions)
+    for child, part in model.named_children():
+        if child not in ("encoder", "decoders"):
+            _initialise_sharing(part, generator)
     model.frozen = frozen
     return model.to(memory_format=torch.channels_last).train()
 
@@ -119,26 +125,6 @@ def _decoders(name: str, encoder: str, body: nn.Module, latent: int) -> Callable
         return nn.Sequential(*join, decoder_of(encoder, before, channels, widths[len(widths) - steps :]))
 
     return made
-
-
-def _network(
-    name: str,
-    body: nn.Module,
-    heads: dict[str, nn.Module],
-    definitions: dict[str, Task],
-    latent: int,
-    generator: torch.Generator | None,
-) -> MultiTaskModel:
-    """The network of an architecture from an encoder that gives `latent` channels, and decoders; what it adds draws its
-    weights from the generator."""
-    kinds = {"hard": MultiTaskModel, "cross_stitch": CrossStitch, "nddr": NDDR, "mtan": MTAN, "mti_net": MTINet}
-    kinds["pad_net"] = partial(PADNet, channels=latent)
-    shared = {letter: copy.deepcopy(body) for letter in heads} if name in SOFT else body
-    model = kinds[name](shared, heads, definitions)
-    for child, part in model.named_children():
-        if child not in ("encoder", "decoders"):
-            _initialise_sharing(part, generator)
-    return model
 
 
 def _initialise_sharing(part: nn.Module, generator: torch.Generator | None) -> None:
