@@ -14,11 +14,9 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
-from torch import Tensor
 
 from mtrlib import attacks, data, machine
-from mtrlib.models import architectures, encoders, own
-from mtrlib.models.heads import HEADS
+from mtrlib.models import building, encoders, heads, own
 from mtrlib.tasks import Task, parse
 
 # Part of every key. To be raised when a field of a specification comes to mean something else; what the code makes of a
@@ -48,19 +46,6 @@ def fixed(weights: str) -> bool:
     return weights in FIXED or (":" in weights and not own.is_own(weights))
 
 
-def weigh(weights: str, losses: Tensor, first: Tensor, norms: Tensor) -> Tensor:
-    """The weights that a function of the user's gives, (T,): of the losses of a step, those of the first step, and the
-    lengths of the tasks' gradients at the latent, each (T,). ValueError for another shape."""
-    try:
-        found = own.find(weights)(losses, first, norms)
-    except Exception as error:  # of whatever type: it is not ours
-        raise ValueError(f"The weights {weights} fail for {len(losses)} losses: {own.said(error)}.") from error
-    if not isinstance(found, Tensor) or found.shape != losses.shape or not found.is_floating_point():
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"The weights {weights} should be floats, {tuple(losses.shape)}. Found {shape}.")
-    return found.detach()
-
-
 def known_attack(name: str) -> str:
     """The name of an attack, of `attacks.NAMED` or, with its digest, of the user's own; ValueError for another."""
     if name not in attacks.NAMED and not own.is_own(name):
@@ -76,8 +61,7 @@ def key_of(content: dict[str, Any]) -> str:
 
 
 Tasks = Annotated[str, AfterValidator(parse)]
-# The environment and the home expanded: what decides the bytes, not how it was written.
-Place = Annotated[str, AfterValidator(machine.expanded)]
+Place = Annotated[str, AfterValidator(machine.expanded)]  # without ~ and $NAME: what decides, not how it was written
 Brought = BeforeValidator(own.pinned)  # what the user brings, by its name
 
 
@@ -125,8 +109,7 @@ class Training(Spec):
     learning_rate: float = Field(default=0.005, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)  # of adamw its first beta
     weight_decay: float = Field(default=0.02, ge=0)
-    # cosine: to zero after one epoch of warm-up; step: divided by 10 after 2/3, 4/5 and 14/15 of the epochs (the
-    # supplement's 100, 120 and 140 of 150).
+    # cosine: to zero after one epoch of warm-up; step: a tenth after 2/3, 4/5 and 14/15 (100, 120 and 140 of 150) each.
     schedule: Literal["cosine", "step"] = "cosine"
 
 
@@ -140,16 +123,14 @@ class Adversarial(Spec):
     # gat (Ghamizi et al. 2023): the attack is on the main task alone, the encoder's gradients are balanced.
     recipe: Literal["pgd_at", "trades", "fast", "half", "gat"] = "pgd_at"
     tasks: Tasks | None = None  # attacked in training; None: all of the model's, of gat the main one
-    # On the sum of their losses, balanced, or on the one hurt least.
-    attack: Literal["pgd", "dgba", "min_max"] = "pgd"
+    attack: Literal["pgd", "dgba", "min_max"] = "pgd"  # on the sum of losses, balanced, or on the one hurt least
     norm: Literal[attacks.BALLS] = "linf"  # type: ignore[valid-type]
     eps_255: float = Field(default=4.0, ge=0)  # as in AttackSpec
     steps: int = Field(default_factory=lambda given: 1 if given.get("recipe") == "fast" else 5, ge=1)
     step_size_255: float = Field(
         default_factory=lambda given: 1.25 * given.get("eps_255", 0) if given.get("recipe") == "fast" else 1.0, ge=0
     )
-    # The share of a loss that is taken on perturbed images, in [0, 1]; of trades the weight of the distance between
-    # outputs of clean and perturbed images.
+    # The share of a loss that is taken on perturbed images, in [0, 1]; of trades the weight of the outputs' distance.
     beta: float = Field(default_factory=lambda given: _BETA.get(given.get("recipe", ""), 1.0), ge=0)
     curriculum: bool = False  # eps and step grow in proportion from 0 over the first two thirds of the epochs
     # Of gat: the auxiliary losses on clean images (its code), or on clean and perturbed ones (its figure); a further
@@ -167,9 +148,7 @@ class Adversarial(Spec):
         if self.recipe in ("half", "gat") and self.beta > 1:
             raise ValueError(f"beta should be a share in [0, 1] for {self.recipe}. Found {self.beta}.")
         if self.recipe != "gat" and (self.auxiliary != "clean" or self.curvature or self.self_supervised):
-            raise ValueError(
-                f"auxiliary, curvature, self_supervised are for gat alone. Found recipe = {self.recipe!r}."
-            )
+            raise ValueError(f"auxiliary, curvature, self_supervised are for gat alone. Found {self.recipe!r}.")
         return self
 
 
@@ -181,19 +160,15 @@ class ModelSpec(Training):
     images: int | None = Field(default=None, ge=1)  # of the training data, the first ones; None: all
     # Of `encoders.ENCODERS`, timm/<name>, or the user's own ("<file>.py:<name>", a class, function or network).
     encoder: Annotated[str, Brought, AfterValidator(encoders.known)] = "resnet18_small"
-    # Begin from the weights that timm has, for timm/<name> only; or from those of a file (or a state dict), kept with a
-    # digest.
+    # From the weights that timm has, for timm/<name> only; or from those of a file or a state dict, kept with a digest.
     pretrained: Annotated[bool | str, BeforeValidator(own.pinned_weights)] = False
     frozen: bool = Field(default=False, exclude_if=lambda frozen: not frozen)  # only the decoders learn
-    head: Literal[tuple(HEADS)] = Field(default="convolutions", exclude_if=lambda head: head == "convolutions")  # type: ignore[valid-type]
+    head: Literal[tuple(heads.HEADS)] = Field(default="convolutions", exclude_if=lambda head: head == "convolutions")  # type: ignore[valid-type]
     weights: Annotated[str, Brought, AfterValidator(known)] = "uniform"  # of the task losses
     seed: int = Field(default=0, ge=0)  # of the first weights and the order of the images
     # Of convolutions in training and under attack; weights, losses and errors are always float32.
     precision: Literal["float32", "bfloat16"] = "float32"
-    # How tasks share; no part of the content while it is hard.
-    architecture: Literal[architectures.ARCHITECTURES] = Field(  # type: ignore[valid-type]
-        default="hard", exclude_if=lambda value: value == "hard"
-    )
+    architecture: Literal[building.ARCHITECTURES] = Field(default="hard", exclude_if=lambda name: name == "hard")  # type: ignore[valid-type]
     adversarial: Adversarial | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
@@ -214,16 +189,14 @@ class ModelSpec(Training):
         if self.frozen and not (self.pretrained or own.is_own(self.encoder)):
             raise ValueError("frozen should be false for an encoder that begins from random weights, not pretrained")
         if self.frozen and not fixed(self.weights):
-            raise ValueError(
-                f"weights should be fixed for a frozen encoder, which has no gradient. Found {self.weights}."
-            )
+            raise ValueError(f"weights should be fixed for a frozen encoder: it has no gradient. Found {self.weights}.")
         if own.is_own(self.weights, here=True):
-            found = weigh(self.weights, *(torch.linspace(low, 1, len(self.tasks)) for low in (0.5, 0.9, 0.2)))
+            found = own.weigh(self.weights, *(torch.linspace(low, 1, len(self.tasks)) for low in (0.5, 0.9, 0.2)))
             if not (found.isfinite() & (found >= 0)).all():
                 raise ValueError(f"weights should be finite and at least 0. {self.weights} gives {found.tolist()}.")
-        elif not own.is_own(self.weights) and ":" in self.weights and self.weights.count(":") != len(self.tasks) - 1:
+        elif fixed(self.weights) and self.weights.count(":") not in (0, len(self.tasks) - 1):
             raise ValueError(f"weights should have one number a task of {self.tasks!r}. Found {self.weights!r}.")
-        architectures.known(self.architecture, self.tasks, self.frozen, self.head)
+        building.known(self.architecture, self.tasks, self.frozen, self.head)
         if self.architecture != "hard" and not fixed(self.weights):
             allowed = f"fixed ones, such as uniform, for {self.architecture}: others weigh gradients of one shared map"
             raise ValueError(f"weights should be {allowed}. Found {self.weights!r}.")
@@ -240,9 +213,8 @@ class ModelSpec(Training):
         if set(how.tasks or "") - set(self.tasks):
             raise ValueError(f"tasks attacked in training should be out of {self.tasks!r}. Found {how.tasks!r}.")
         if gat and self.weights not in AGGREGATORS:
-            raise ValueError(
-                f"weights of gat should be MGDA, or one of {', '.join(AGGREGATORS)}. Found {self.weights!r}."
-            )
+            allowed = f"MGDA, or one of {', '.join(AGGREGATORS)}"
+            raise ValueError(f"weights of gat should be {allowed}. Found {self.weights!r}.")
         if how.recipe in ("trades", "half") and not (fixed(self.weights) or self.weights in AGGREGATORS):
             allowed = "fixed ones or an aggregator: others look at one pass alone"
             raise ValueError(f"weights of {how.recipe} should be {allowed}. Found {self.weights!r}.")
@@ -252,13 +224,15 @@ class ModelSpec(Training):
     @property
     def starts(self) -> list[Self]:
         """The single-task models that it starts from, trained as long: of cross_stitch and nddr."""
-        alone = {"architecture": "hard", "weights": "uniform"}
-        letters = self.tasks if self.architecture in architectures.SOFT else ""
-        return [self.model_copy(update={"tasks": letter, **alone}) for letter in letters]
+        letters, alone = self.tasks if self.architecture in building.SOFT else "", {"architecture": "hard"}
+        return [self.model_copy(update={"tasks": letter, "weights": "uniform", **alone}) for letter in letters]
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
         return tuple(sorted({ceil(self.epochs * third / 3) for third in (1, 2, 3)}))
+
+
+_tried = lru_cache(lambda attack, norm: attacks.tried(own.find(attack), attack, norm))
 
 
 class AttackSpec(Spec):
@@ -268,10 +242,9 @@ class AttackSpec(Spec):
     name: Annotated[str, Brought, AfterValidator(known_attack)] = "pgd"
     tasks: Tasks  # letters of the attacked tasks: the adversary maximises the sum of their losses
     norm: Literal[attacks.BALLS] = "linf"  # type: ignore[valid-type]
-    # Budget and step in 255ths of the image range; an l2 or l1 budget is the length of the whole perturbation of one
-    # image. fgsm, apgd, square and sea have no use for the step.
+    # In 255ths of the image range; of l2 and l1 the length of an image's whole perturbation.
     eps_255: float = Field(default=8.0, ge=0)
-    step_size_255: float = Field(default=2.0, ge=0)
+    step_size_255: float = Field(default=2.0, ge=0)  # of no use to fgsm, apgd, square and sea
     steps: int = Field(default=25, ge=0)  # of square its queries, of ensemble and sea of each of their attacks
     restarts: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0)  # of the random start
@@ -284,14 +257,9 @@ class AttackSpec(Spec):
         return self
 
     @property
-    def function(self) -> Callable[..., Tensor]:
+    def function(self) -> Callable[..., torch.Tensor]:
         """The attack; each result of one of the user's own is checked (`attacks.held`)."""
         return attacks.NAMED.get(self.name) or attacks.held(own.find(self.name), self.name)
-
-
-@lru_cache
-def _tried(attack: str, norm: str) -> None:
-    attacks.tried(own.find(attack), attack, norm)
 
 
 class Evaluation(Spec):

@@ -79,7 +79,7 @@ def task_losses(
     def losses(
         images: Tensor, progress: float = 0.0, dense: str = dense, watch: Callable[..., object] | None = None
     ) -> Tensor:
-        with _evaluating(model):
+        with evaluating(model):
             outputs = model(images, tasks)
 
         def rows(dense: str) -> Tensor:
@@ -136,7 +136,7 @@ def refuse_inference(*tensors: Tensor) -> None:
 
 
 @contextmanager
-def _evaluating(model: Callable) -> Iterator[None]:
+def evaluating(model: Callable) -> Iterator[None]:
     """A network in evaluation mode, each of its modules in its own mode again afterwards."""
     training = [part for part in model.modules() if part.training] if isinstance(model, nn.Module) else []
     for part in training:

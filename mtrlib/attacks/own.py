@@ -6,7 +6,7 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-from mtrlib.attacks.ball import around, length
+from mtrlib.attacks.ball import length
 from mtrlib.attacks.losses import Losses
 
 _TRIAL = {"linf": 8 / 255, "l2": 0.5, "l1": 5.0}
@@ -51,8 +51,7 @@ def tried(attack: Callable[..., Tensor], name: str, norm: str) -> Callable[..., 
     def losses(points: Tensor) -> Tensor:
         return torch.stack([(points * slope).sum(dim=(1, 2, 3)).exp().log1p() for slope in slopes / 100])
 
-    eps = around(images, _TRIAL[norm], norm, steps=2).eps
-    attack = held(attack, name)
+    attack, eps = held(attack, name), _TRIAL[norm]
     generator = torch.Generator().manual_seed(0)
     attack(losses, images, eps=eps, step_size=eps / 4, steps=2, norm=norm, restarts=1, generator=generator)
     return attack

@@ -3,8 +3,7 @@
 How tasks share is the architecture: one encoder ("hard"), or a file each: cross_stitch, nddr, mtan, pad_net, mti_net.
 """
 
-from mtrlib.models.architectures import ARCHITECTURES
-from mtrlib.models.building import build
+from mtrlib.models.building import ARCHITECTURES, build
 from mtrlib.models.described import load_described
 from mtrlib.models.encoders import ENCODERS
 from mtrlib.models.network import MultiTaskModel, folded

@@ -20,33 +20,28 @@ class Features(nn.Module):
     network that takes those of `pixels` only, or a multiple of its patches: to the next one.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        channels: int,
-        stride: float,
-        pixels: Sequence[int] | None = None,
-        multiple: int = 1,
-    ):
+    pixels: Sequence[int] | None = None
+    multiple = 1
+
+    def __init__(self, network: nn.Module, channels: int, stride: float):
         super().__init__()
-        self.network, self.channels, self.pixels = network, channels, pixels
-        self.multiple, self.stride = multiple, 2 ** min(max(round(math.log2(stride)), 1), 5)
+        self.network, self.channels, self.stride = network, channels, 2 ** min(max(round(math.log2(stride)), 1), 5)
 
     def forward(self, images: Tensor) -> Tensor:
-        grid, pixels = [n // self.stride for n in images.shape[2:]], self.pixels
-        if pixels is None:
-            pixels = [math.ceil(n / self.multiple) * self.multiple for n in images.shape[2:]]
-        features = self.network(_resized(images, pixels))
+        grid = [n // self.stride for n in images.shape[2:]]
+        pixels = self.pixels or [math.ceil(n / self.multiple) * self.multiple for n in images.shape[2:]]
+        features = self.network(resized(images, pixels))
         features = features[-1] if isinstance(features, list | tuple) else features
         if features.shape[1] != self.channels:
             features = features.permute(0, 3, 1, 2)
-        return _resized(features, grid)
+        return resized(features, grid)
 
 
-def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
-    if images.shape[2:] == torch.Size(size):
-        return images
-    return nn.functional.interpolate(images.float(), tuple(size), mode="bilinear", align_corners=False).to(images.dtype)
+def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, h, w) -> (B, C, H, W), bilinear, in the type that it has."""
+    if maps.shape[2:] == torch.Size(size):
+        return maps
+    return nn.functional.interpolate(maps.float(), tuple(size), mode="bilinear", align_corners=False).to(maps.dtype)
 
 
 def brought(name: str) -> Features:
@@ -103,6 +98,5 @@ class Timm(Features):
                 raise
         info, made_for = network.feature_info, timm.get_pretrained_cfg(plain)
         fixed = not options and made_for is not None and made_for.fixed_input_size
-        pixels, stride = made_for.input_size[1:] if fixed else None, info.reduction()[-1]
-        multiple = stride if math.log2(stride) % 1 else 1
-        super().__init__(network, info.channels()[-1], stride, pixels, multiple)
+        super().__init__(network, info.channels()[-1], stride := info.reduction()[-1])
+        self.pixels, self.multiple = made_for.input_size[1:] if fixed else None, stride if math.log2(stride) % 1 else 1

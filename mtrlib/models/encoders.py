@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from mtrlib.models import checkpoints, own
-from mtrlib.models.elsewhere import TIMM, Features, Timm, brought
+from mtrlib.models.elsewhere import TIMM, Features, Timm, brought, resized
 
 # Pixels of the image to one of the latent.
 _STRIDES = dict.fromkeys(("resnet18", "resnet50", "resnet152", "wide_resnet50_2"), 32) | {"xception_small": 16}
-_STRIDES |= dict.fromkeys(
-    ("resnet18_small", "resnet50_small", "wide_resnet50_2_small", "resnet18_tiny", "resnet50_tiny"), 8
-)
+_SMALL = ("resnet18_small", "resnet50_small", "wide_resnet50_2_small", "resnet18_tiny", "resnet50_tiny")
+_STRIDES |= dict.fromkeys(_SMALL, 8)
 ENCODERS = tuple(_STRIDES)
 
 
@@ -211,5 +210,4 @@ class XceptionDecoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         main, beside = self.stages(latent), self.beside(latent)
-        beside = nn.functional.interpolate(beside.float(), main.shape[2:], mode="bilinear", align_corners=False)
-        return self.head(torch.cat([main, beside.to(main.dtype)], dim=1).relu())
+        return self.head(torch.cat([main, resized(beside, main.shape[2:])], dim=1).relu())

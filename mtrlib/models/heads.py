@@ -3,10 +3,10 @@
 
 from collections import OrderedDict
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrlib.models import encoders
+from mtrlib.models.elsewhere import resized
 
 
 def linear(encoder: str, latent: int, channels: int) -> nn.Module:
@@ -24,24 +24,19 @@ class Dense(nn.Module):
     def __init__(self, encoder: str, latent: int, channels: int, width: int = 64):
         super().__init__()
         self.stride = encoders.stride(encoder)
-        self.levels = nn.ModuleList(
-            [
-                nn.ConvTranspose2d(latent, width, 4, stride=4),
-                nn.ConvTranspose2d(latent, width, 2, stride=2),
-                nn.Conv2d(latent, width, 1),
-                nn.Conv2d(latent, width, 3, stride=2, padding=1),
-            ]
-        )
+        larger = [nn.ConvTranspose2d(latent, width, n, stride=n) for n in (4, 2)]
+        half = nn.Conv2d(latent, width, 3, stride=2, padding=1)
+        self.levels = nn.ModuleList([*larger, nn.Conv2d(latent, width, 1), half])
         self.units = nn.ModuleList(_unit(width) for _ in self.levels)
         self.head = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, channels, 1))
 
     def forward(self, latent: Tensor) -> Tensor:
-        fused = 0.0
+        fused = None
         for level, unit in zip(reversed(self.levels), reversed(self.units), strict=True):
             own = level(latent)
-            fused = own if isinstance(fused, float) else own + _resized(fused, own.shape[2:])
+            fused = own if fused is None else own + resized(fused, own.shape[2:])
             fused = fused + unit(fused)
-        return _resized(self.head(fused), [n * self.stride for n in latent.shape[2:]])
+        return resized(self.head(fused), [n * self.stride for n in latent.shape[2:]])
 
 
 HEADS = {"convolutions": None, "linear": linear, "dense": Dense}  # None: that of `network`
@@ -52,7 +47,3 @@ def _unit(width: int) -> nn.Module:
         return [nn.ReLU(), nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
 
     return nn.Sequential(*half(), *half())
-
-
-def _resized(maps: Tensor, size) -> Tensor:
-    return F.interpolate(maps.float(), tuple(size), mode="bilinear", align_corners=False).to(maps.dtype)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrlib.models import stages
+from mtrlib.models.elsewhere import resized
 from mtrlib.models.network import MultiTaskModel
 from mtrlib.models.pad_net import WIDTH, Distillation
 from mtrlib.tasks import Task
@@ -69,7 +70,7 @@ class MTINet(MultiTaskModel):
         size, scales, coarser = latent[0].shape[2:], [], {}
         for place in reversed(range(len(latent))):
             here = latent[place]
-            known = {t: [stages.resized(each, here.shape[2:])] for t, each in coarser.items()}
+            known = {t: [resized(each, here.shape[2:])] for t, each in coarser.items()}
             features = {
                 letter: initial(torch.cat([here, *known.get(letter, [])], dim=1))
                 for letter, initial in self.initial[place].items()
@@ -78,7 +79,7 @@ class MTINet(MultiTaskModel):
                 early.append({letter: self.first[place][letter](features[letter]) for letter in tasks})
             scales.append(self.distillation[place](features, tasks))
             coarser = self.propagation[place - 1](features) if place else {}
-        fine = {t: [stages.resized(scale[t], size) for scale in reversed(scales)] for t in tasks}
+        fine = {t: [resized(scale[t], size) for scale in reversed(scales)] for t in tasks}
         return {letter: self.decoders[letter](torch.cat(fine[letter], dim=1)) for letter in tasks}
 
 

@@ -106,6 +106,19 @@ def find(name: str) -> Any:
     return _KNOWN[name]
 
 
+def weigh(weights: str, losses: Tensor, first: Tensor, norms: Tensor) -> Tensor:
+    """The weights that a function of the user's gives, (T,): of the losses of a step, those of the first step, and the
+    lengths of the tasks' gradients at the latent, each (T,). ValueError for another shape."""
+    try:
+        found = find(weights)(losses, first, norms)
+    except Exception as error:  # of whatever type: it is not ours
+        raise ValueError(f"The weights {weights} fail for {len(losses)} losses: {said(error)}.") from error
+    if not isinstance(found, Tensor) or found.shape != losses.shape or not found.is_floating_point():
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"The weights {weights} should be floats, {tuple(losses.shape)}. Found {shape}.")
+    return found.detach()
+
+
 def said(error: BaseException) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": .")

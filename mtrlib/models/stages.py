@@ -48,15 +48,6 @@ def shapes(encoder: nn.Module) -> list[tuple[int, int]]:
     return found
 
 
-def resized(features: Tensor, size: Iterable[int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, H, W), bilinear, in the type that it has."""
-    size = tuple(size)
-    if features.shape[2:] == size:
-        return features
-    larger = nn.functional.interpolate(features.float(), size, mode="bilinear", align_corners=False)
-    return larger.to(features.dtype)
-
-
 def block(before: int, after: int, basic: bool = False) -> nn.Module:
     """A residual block of torchvision: a bottleneck, with a quarter of the channels inside, or a basic one."""
     from torchvision.models import resnet  # here: it takes longer to import than torch

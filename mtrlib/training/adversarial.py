@@ -10,14 +10,14 @@ move the running ones.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrlib import attacks
+from mtrlib.attacks.losses import evaluating
 from mtrlib.data import Dataset
 from mtrlib.models import MultiTaskModel
 from mtrlib.specs import ModelSpec
@@ -110,7 +110,7 @@ def perturbed(
         outputs = model(points, tasks)
         return torch.stack([distance(model.definitions[t], outputs[t], clean[t], masks[t]) for t in tasks])
 
-    with _evaluating(model), _autocast(spec, images):
+    with evaluating(model), _autocast(spec, images):
         if how.recipe == "trades":
             losses = from_clean
             with torch.no_grad():
@@ -164,11 +164,8 @@ def turned(images: Tensor, kinds: Tensor, name: str) -> Tensor:
         moved = turns[kinds, torch.arange(len(images), device=images.device)]
     else:
         fixed = torch.Generator().manual_seed(0)
-        orders = [
-            torch.arange(_TILES**2),
-            *(torch.randperm(_TILES**2, generator=fixed) for _ in range(KINDS[name] - 1)),
-        ]
-        order = torch.stack(orders).to(images.device)[kinds]  # (B, 16)
+        others = [torch.randperm(_TILES**2, generator=fixed) for _ in range(KINDS[name] - 1)]
+        order = torch.stack([torch.arange(_TILES**2), *others]).to(images.device)[kinds]  # (B, 16)
         tiles = images.unflatten(3, (_TILES, -1)).unflatten(2, (_TILES, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
         tiles = tiles[torch.arange(len(images), device=images.device).unsqueeze(1), order]
         moved = tiles.unflatten(1, (_TILES, _TILES)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
@@ -180,7 +177,7 @@ def with_head(spec: ModelSpec, model: MultiTaskModel) -> MultiTaskModel:
     which `kept` leaves out. It begins near zero, as the heads of the decoders do."""
     how = spec.adversarial
     if how is not None and how.self_supervised:
-        with torch.no_grad(), _evaluating(model):
+        with torch.no_grad(), evaluating(model):
             channels = model.encode(torch.zeros(1, 3, spec.data.size, spec.data.size)).shape[1]
         linear = nn.utils.skip_init(nn.Linear, channels, KINDS[how.self_supervised])
         nn.init.normal_(linear.weight, std=0.01, generator=torch.Generator().manual_seed(spec.seed * 1000))
@@ -208,7 +205,7 @@ def watch(
     errors: dict[str, float] = {}
     for name, used in (("step", spec), ("pgd", spec.model_copy(update={"adversarial": how.model_copy(update=pgd)}))):
         points = perturbed(used, model, batch, progress, torch.Generator().manual_seed(epoch))
-        with torch.no_grad(), _evaluating(model), _autocast(spec, points):
+        with torch.no_grad(), evaluating(model), _autocast(spec, points):
             outputs = model(points, attacked(spec))
         for t, output in outputs.items():
             error = model.definitions[t].error(output, batch[1][t], batch[2][t])
@@ -267,24 +264,13 @@ def _curvature(
     """The mean `curvature` of the main task with each auxiliary one, on clean images, in evaluation mode."""
     images, targets, masks = batch
     images = images.clone().requires_grad_()
-    with _evaluating(model):
+    with evaluating(model):
         rows = list(attacks.task_losses(model, targets, masks, spec.tasks)(images))
         if kinds is not None:
             guesses = model.pretext(model.encode(turn(images))).float()
             rows.append(F.cross_entropy(guesses, kinds, reduction="none"))
         main, *others = (torch.autograd.grad(row.sum(), images, create_graph=True)[0] for row in rows)
     return torch.stack([curvature(main, other).mean() for other in others]).mean()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode, and as it was afterwards."""
-    before = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(before)
 
 
 def _autocast(spec: ModelSpec, images: Tensor) -> torch.autocast:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mtrlib import machine, models
 from mtrlib.data import Dataset, sealed
 from mtrlib.machine import bar
-from mtrlib.models.stages import resized
+from mtrlib.models.elsewhere import resized
 from mtrlib.specs import ModelSpec
 from mtrlib.tasks import Task
 from mtrlib.training import adversarial, weights
@@ -124,7 +124,7 @@ def epoch_losses(
     device: torch.device | str,
     epoch: int,
     advance: Callable[[int], object] = lambda images: None,
-    balance: weights.GradNorm | weights.Aggregated | weights.Own | None = None,
+    balance: weights.Balancer | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Train one epoch (counted from 1). Yields, of each step, the task losses, (T,), and the lengths of the gradients
     of the encoder (with what else is in no decoder) and of each decoder, (1 + T,), on the device: no step waits for the
@@ -145,9 +145,9 @@ def epoch_losses(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(spec, progress)
         index = order[step * spec.batch_size : (step + 1) * spec.batch_size]
-        images, targets, masks = data.batch(index, device)
+        images, targets, masks = batch = data.batch(index, device)
         model.zero_grad()
-        heads: list[nn.Module] = []
+        heads = []
         if spec.adversarial is None:
             with torch.autocast(images.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
                 latent = model.encode(images)
@@ -159,8 +159,9 @@ def epoch_losses(
                 more = [model.definitions[t].loss(larger[t], targets[t], masks[t]).mean() for t in spec.tasks]
                 losses = [loss + each for loss, each in zip(losses, more, strict=True)]
         else:
-            batch, cut_off = (images, targets, masks), balance is not None
-            latent, cut, losses, heads = adversarial.step_losses(spec, model, batch, progress, seed, cut_off)
+            latent, cut, losses, heads = adversarial.step_losses(
+                spec, model, batch, progress, seed, cut=balance is not None
+            )
         if balance is None:
             (fixed * torch.stack(losses)).sum().backward()
         else:
@@ -209,10 +210,8 @@ def _means(losses: Tensor, norms: Tensor, spec: ModelSpec, epoch: int) -> dict[s
 
 def _save_resume(path: Path, spec: ModelSpec, model, optimizer, balance, history: list[dict]) -> None:
     state = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    for (name, parameter), view in _with_views(model, optimizer):
-        for key, value in optimizer.state[view].items():  # written in the parameter's shape
-            as_it_is = value.dim() == 0 or parameter.is_contiguous()
-            state[f"optimizer/{name}/{key}"] = value if as_it_is else value.permute(0, 3, 1, 2)
+    for name, view in _views(model, optimizer):
+        state |= {f"optimizer/{name}/{key}": value for key, value in optimizer.state[view].items()}
     if balance is not None:
         state |= {f"balance/{key}": value for key, value in balance.state().items()}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -233,17 +232,15 @@ def _resume(path: Path, spec: ModelSpec, model, optimizer, balance) -> list[dict
         sealed.set_aside(path, getattr(error, "reason", str(error)))
         return []
     model.load_state_dict(_under("model/", state))
-    for (name, parameter), view in _with_views(model, optimizer):
-        for key, tensor in _under(f"optimizer/{name}/", state).items():
-            same = tensor.shape == parameter.shape  # a counter of steps is a scalar
-            restored = torch.empty_like(parameter).copy_(tensor).detach() if same else tensor.to(parameter.device)
-            optimizer.state[view][key] = _in_memory_order(restored)
+    for name, view in _views(model, optimizer):
+        kept = _under(f"optimizer/{name}/", state)
+        optimizer.state[view] |= {key: tensor.to(view.device) for key, tensor in kept.items()}
     return history
 
 
-def _with_views(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[tuple[str, Tensor], Tensor]]:
-    """Each named parameter with the optimizer's view of it."""
-    return zip(_learning(model).items(), optimizer.param_groups[0]["params"], strict=True)
+def _views(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """The names of the parameters, and the optimizer's views of them, in whose shapes it keeps its state."""
+    return zip(_learning(model), optimizer.param_groups[0]["params"], strict=True)
 
 
 def _learning(model: nn.Module) -> dict[str, Tensor]:

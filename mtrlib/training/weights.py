@@ -15,8 +15,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mtrlib.models.own import find, is_own
-from mtrlib.specs import FIXED, known, weigh
+from mtrlib.models.own import find, is_own, weigh
+from mtrlib.specs import FIXED, known
+
+Rows = list[tuple[Tensor | None, ...]]  # of each loss the gradients of the latents, None where it does not use one
 
 
 def task_weights(weights: str, tasks: str) -> tuple[float, ...]:
@@ -50,7 +52,7 @@ def published() -> pd.DataFrame:
     return table.set_index(table.main + table.auxiliary)[["main_weight", "auxiliary_weight"]]
 
 
-def balancer(weights: str, tasks: str) -> GradNorm | Aggregated | Own | None:
+def balancer(weights: str, tasks: str) -> Balancer | None:
     """What weighs the gradients of a step, by the name of the scheme; None where the weights are fixed."""
     if is_own(weights):
         return Own(weights)
@@ -102,9 +104,7 @@ class GradNorm:
     def _to(self, device: torch.device) -> None:
         self.load({name: value if name == "step" else value.to(device) for name, value in self.state().items()})
 
-    def backward(
-        self, encoder: nn.Module, latents: list[Tensor], rows: list[tuple[Tensor | None, ...]], losses: Tensor
-    ) -> Tensor:
+    def backward(self, encoder: nn.Module, latents: list[Tensor], rows: Rows, losses: Tensor) -> Tensor:
         """Sets the gradients of the encoder; see `step`, here with one latent. Returns the weights of the decoders,
         (T,)."""
         (latent,), at_latent = latents, [gradient for (gradient,) in rows]
@@ -160,9 +160,7 @@ class Aggregated:
 
         self.aggregator = getattr(aggregation, name)(**({"c": 0.5} if name == "CAGrad" else {}))
 
-    def backward(
-        self, encoder: nn.Module, latents: list[Tensor], rows: list[tuple[Tensor | None, ...]], losses: Tensor
-    ) -> Tensor:
+    def backward(self, encoder: nn.Module, latents: list[Tensor], rows: Rows, losses: Tensor) -> Tensor:
         """Sets the gradients of the encoder; see `step`. Returns the weights of the decoders, (T,)."""
         parameters = list(encoder.parameters())
         jacobian = []
@@ -203,17 +201,15 @@ class Aggregated:
 
 
 class Own:
-    """Weights by a function of the user's, see `specs.weigh`: of encoder and decoders alike, anew in each step. What it
-    draws from torch's global generator is seeded; beside the first losses it has no memory, so that a training that is
-    continued is the same."""
+    """Weights by a function of the user's (`models.own.weigh`), of encoder and decoders alike, anew in each step. What
+    it draws from torch's global generator is seeded; beside the first losses it has no memory, so that a training that
+    is continued is the same."""
 
     def __init__(self, name: str):
         self.name, self.first = name, None
         find(name)
 
-    def backward(
-        self, encoder: nn.Module, latents: list[Tensor], rows: list[tuple[Tensor | None, ...]], losses: Tensor
-    ) -> Tensor:
+    def backward(self, encoder: nn.Module, latents: list[Tensor], rows: Rows, losses: Tensor) -> Tensor:
         """Sets the gradients of the encoder; see `step`, here with one latent. Returns the weights of the decoders,
         (T,)."""
         (latent,), at_latent = latents, [gradient for (gradient,) in rows]
@@ -232,13 +228,16 @@ class Own:
         self.first = state.get("first")
 
 
+Balancer = GradNorm | Aggregated | Own
+
+
 def _own(module: nn.Module) -> list[str]:
     """The names of its buffers, and of the attributes that torch knows nothing of."""
     return [*module._buffers, *(name for name in vars(module) if name not in vars(nn.Module()))]
 
 
 def step(
-    balance: GradNorm | Aggregated | Own,
+    balance: Balancer,
     model: nn.Module,
     latent: Tensor | list[Tensor],
     losses: list[Tensor],
