@@ -7,6 +7,7 @@ from scipy import stats
 
 from mtrlib import metrics
 from mtrlib.metrics import estimates, tables
+from mtrlib.tasks import TASKS, Task
 
 
 def table_of(clean, attacked, seed: int = 0) -> pd.DataFrame:
@@ -78,6 +79,20 @@ def test_the_interval_over_images_is_students(quantity):
     row = estimates.interval(estimates.estimates(table_of(np.ones(50), 1 + ratios), quantity)).iloc[0]
     ends = stats.ttest_1samp(ratios + (quantity == "adversarial_error"), 0).confidence_interval(0.95)
     assert (row.low, row.high) == pytest.approx(tuple(ends), rel=1e-6)
+
+
+def test_skills_name_tasks_that_are_not_the_papers():
+    errors = table_of([1.0, 3.0], [2.0, 4.0]).assign(constant_error=4.0)
+    errors = pd.concat([errors, errors.assign(main="h", auxiliary="h")])
+    height = Task("h", "height", "", 1, error_name="absolute error", target_unit="m")
+    found = tables.skills(errors, {"s": TASKS["s"], "h": height})
+    assert found.columns[:3].tolist() == ["main", "name", "unit"]
+    assert found.iloc[:, :3].values.tolist() == [["s", "", ""], ["h", "height", "absolute error (m)"]]
+    assert found.skill.tolist() == [0.5, 0.5]
+    own_s = tables.skills(errors, {"s": Task("s", "rooms", "", 3, "classes")})
+    assert own_s.name.tolist() == ["rooms", ""], "a letter of the paper's with another meaning"
+    for known in (None, TASKS):
+        assert "name" not in tables.skills(errors, known)
 
 
 def test_one_image_has_no_interval():

@@ -95,8 +95,6 @@ def test_predictions_of_gradients_that_are_known():
         joint=joint,
         moments=covariances,
         covariances=covariances,
-        cosines=np.eye(2),
-        variances=np.array([9.0, 16.0]),
     )
     sets = task_sets.vulnerabilities(errors_of({"s": 3.2, "d": 4.4, "sd": 5.5}), "linf")
     of_sets, added = predictions.predictions(sets, found, "sd", ["s", "d", "sd"], "l2", 1.0)
@@ -142,7 +140,7 @@ def test_sets_of_one_size_are_compared_by_how_their_gradients_correlate(sign, ve
             for s in rq2.subsets(letters)}  # fmt: skip
     rises = {s: len(s) * (1 + sign * value) if len(s) > 1 else 1.0 for s, value in mean.items()}
     errors = errors_of(rises, noise=0.001)
-    empty = dict.fromkeys(("norms", "joint"), {}) | dict.fromkeys(("moments", "cosines", "variances"), np.eye(4))
+    empty = dict.fromkeys(("norms", "joint"), {}) | {"moments": np.eye(4)}
     found = predictions.alike(errors, theory.Gradients(**empty, covariances=covariances), letters)
     assert found.value.to_list() == pytest.approx([sign], abs=0.1)
     told = claims.findings("rq2", errors.assign(clean_error=1.0, adversarial_error=1.0), alike=found)
@@ -156,7 +154,7 @@ def test_three_sets_say_nothing_of_how_gradients_correlate_however_many_images()
     rises = {s: 2 + covariances[letters.index(s[0]), letters.index(s[1])] if len(s) == 2 else 1.0
              for s in rq2.subsets(letters)}  # fmt: skip
     errors = errors_of(rises, noise=0.0)
-    empty = dict.fromkeys(("norms", "joint"), {}) | dict.fromkeys(("moments", "cosines", "variances"), np.eye(3))
+    empty = dict.fromkeys(("norms", "joint"), {}) | {"moments": np.eye(3)}
     table = predictions.alike(errors, theory.Gradients(**empty, covariances=covariances), letters)
     assert table.error.to_list() == pytest.approx([0.5**0.5], rel=1e-6)
     told = claims.findings("rq2", errors.assign(clean_error=1.0, adversarial_error=1.0), alike=table)
@@ -192,7 +190,7 @@ def test_assumptions_by_hand():
     covariances = np.array([[1.0, -0.5 * np.sqrt(3)], [-0.5 * np.sqrt(3), 3.0]])
     norms = {"linf": np.ones((10, 2)), "l2": np.ones((10, 2))}
     moments = covariances + np.diag([1.0, 0.0])
-    found = rq2.assumptions(theory.Gradients(norms, norms, moments, covariances, np.eye(2), np.ones(2)), "sd")
+    found = rq2.assumptions(theory.Gradients(norms, norms, moments, covariances), "sd")
     assert found.mean_share.to_list() == pytest.approx([0.5, 0])
     assert found.expected.to_list() == pytest.approx([0.1, 0.1])
     assert found.relative_variance.to_list() == pytest.approx([0.5, 1.5])

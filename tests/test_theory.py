@@ -50,10 +50,7 @@ def test_a_linear_model_is_known_in_closed_form(linear):
     np.testing.assert_allclose(found.joint["linf"][2], np.abs(SUMS @ r).sum(axis=1), rtol=1e-5)
     np.testing.assert_allclose(found.joint["l2"][2], np.linalg.norm(SUMS @ r, axis=1), rtol=1e-5)
     np.testing.assert_allclose(found.moments, r @ r.T, rtol=1e-5)
-    length = np.linalg.norm(r, axis=1)
-    np.testing.assert_allclose(found.cosines, r @ r.T / length[:, None] / length, atol=1e-6)
     np.testing.assert_allclose(found.covariances, 0, atol=1e-5)  # the gradient is the same at every image
-    np.testing.assert_allclose(found.variances, 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", attacks.NORMS)
@@ -81,8 +78,6 @@ def test_covariances_are_those_of_numpy():
     x = images.flatten(1).double().numpy()
     total = x.var(axis=0).sum()
     np.testing.assert_allclose(found.covariances, [[total, -2 * total], [-2 * total, 4 * total]], rtol=1e-4)
-    np.testing.assert_allclose(found.variances, np.array([1, 4]) * x.var(axis=0).mean(), rtol=1e-4)
-    np.testing.assert_allclose(found.cosines, [[1, -1], [-1, 1]], atol=1e-6)
 
 
 def network(seed: int, tasks: int = 3, scale: float = 1.0):
@@ -100,7 +95,7 @@ def test_batches_change_nothing():
     for name in ("norms", "joint"):
         for norm in attacks.NORMS:
             np.testing.assert_allclose(getattr(whole, name)[norm], getattr(parts, name)[norm], rtol=1e-5)
-    for name in ("moments", "covariances", "cosines", "variances"):
+    for name in ("moments", "covariances"):
         np.testing.assert_allclose(getattr(whole, name), getattr(parts, name), rtol=1e-5, atol=1e-9)
     with pytest.raises(ValueError, match="at least one image"):
         theory.statistics([], SUMS)
@@ -120,7 +115,6 @@ def test_theorem_4_is_never_below_the_first_order_marginal(seed, norm, before, u
     tight = theory.tight_marginal_bound(found.norms[norm], before, EPS, scale[1, before])
     assert more - less <= tight * (1 + 1e-9) + 1e-12
     assert tight <= bound
-    assert more <= theory.joint_bound(found.norms[norm], scale[1], EPS) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("norm", attacks.NORMS)
@@ -170,5 +164,4 @@ def test_bounds_by_hand():
     assert theory.marginal_bound(norms, [0, 1], 2, 0.1, None) == pytest.approx(0.1 * (4 + 2))
     weights = np.array([1.0, 3.0, 0.5])
     assert theory.marginal_bound(norms, [0, 1], 2, 0.1, weights) == pytest.approx(0.1 * (3 * 2 + 2 * 6))
-    assert theory.joint_bound(norms, np.array([1.0, 3.0, 0]), 0.1) == pytest.approx(0.1 * 2 * 6)
     assert theory.tight_marginal_bound(norms, 2, 0.1, 1 / 3) == pytest.approx(0.1 * 4 / 3)

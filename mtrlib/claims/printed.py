@@ -25,17 +25,12 @@ def equal_cells(table: str = "4", other: str = "6") -> pd.DataFrame:
     clean_times_100, true where it is a hundred times the other's up to rounding.
     """
     ways = {"clean": "none", "single": "single", "joint": "joint"}
-    both = {way: [published.vulnerability(name, of) for name in (table, other)] for way, of in ways.items()}
-    rows = []
-    for main in both["single"][0].index:
-        for auxiliary in both["single"][0].columns:
-            pairs = {way: [matrix.loc[main, auxiliary] for matrix in matrices] for way, matrices in both.items()}
-            row = {way: one == two for way, (one, two) in pairs.items()}
-            one, two = pairs["clean"]
-            row["clean_times_100"] = abs(one / 100 - two) <= 0.00501
-            if any(row.values()):
-                rows.append({"main": main, "auxiliary": auxiliary, **row})
-    return pd.DataFrame(rows)
+    one, two = (
+        pd.DataFrame({way: published.vulnerability(name, of).T.unstack() for way, of in ways.items()})
+        for name in (table, other)
+    )
+    same = (one == two).assign(clean_times_100=(one.clean / 100 - two.clean).abs() <= 0.00501)
+    return same[same.any(axis=1)].rename_axis(["main", "auxiliary"]).reset_index()
 
 
 def wgd_on_one_task() -> pd.DataFrame:

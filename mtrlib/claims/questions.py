@@ -13,11 +13,11 @@ import pandas as pd
 
 from mtrlib.claims import judging
 from mtrlib.claims.judging import shares, values
-from mtrlib.claims.robust_training import matched, rq5
+from mtrlib.claims.robust_training import rq5
 from mtrlib.claims.sharing import rq6
 from mtrlib.claims.task_sets import rq2
 from mtrlib.metrics import estimates
-from mtrlib.metrics.estimates import by, part
+from mtrlib.metrics.estimates import against, by, pairs, part
 
 PAPERS = ("resnet18", "resnet50", "xception_small", "wide_resnet50_2", "resnet152")  # the supplement's Tables 2 to 6
 LARGE = ("resnet50", "resnet152")  # the encoders of claim 1.5
@@ -48,19 +48,8 @@ def findings(notebook: str, errors: pd.DataFrame, level: float = 0.05, **more: p
         return judging.frame(list(QUESTIONS[name](errors, **more)))
 
 
-def cells(errors: pd.DataFrame, panels: list[str] | None = None) -> tuple[pd.DataFrame, pd.Series]:
-    """Log ratios of the cells of some panels (all by default), and which of these were learned."""
-    chosen = errors if panels is None else errors[errors.panel.isin(panels)]
-    return estimates.estimates(chosen), estimates.learned(chosen)
-
-
-def against(frame: pd.DataFrame, known: pd.Series, same_models: bool = False, **baseline: str) -> pd.DataFrame:
-    """Each cell against its baseline (`estimates.beside`), with a column `learned`: both of them were."""
-    return matched(*estimates.beside(frame, **baseline), known, same_models)
-
-
 def rq1(errors: pd.DataFrame) -> Iterator[dict]:
-    yield from of_auxiliaries(*cells(errors))
+    yield from of_auxiliaries(estimates.estimates(errors), estimates.learned(errors))
     yield from _growth(errors[errors.panel == "eps"])
 
 
@@ -87,26 +76,28 @@ def of_auxiliaries(frame: pd.DataFrame, known: pd.Series) -> Iterator[dict]:
 
 def rq3(errors: pd.DataFrame) -> Iterator[dict]:
     own = errors[~errors.panel.astype(str).str.match(r"(masking .*|dense)$")]
-    frame, known = cells(own)
-    yield from of_weights(frame, known)
-    clean = _pairs(np.log(estimates.estimates(own[(own.setting == "pgd") & (own.attacked == "single")], "clean_error")))
+    known = estimates.learned(own)
+    yield from of_weights(estimates.estimates(own), known)
+    clean = pairs(np.log(estimates.estimates(own[(own.setting == "pgd") & (own.attacked == "single")], "clean_error")))
     yield from shares("3.5", by(part(against(clean, known, panel="uniform"), panel="published"), "panel"))
 
 
 def of_weights(frame: pd.DataFrame, known: pd.Series) -> Iterator[dict]:
     """The findings of RQ3 from log ratios alone, such as printed ones."""
-    pairs = _pairs(frame)
-    table = against(pairs, known, panel="uniform")
+    two = pairs(frame)
+    table = against(two, known, panel="uniform")
     weighted = part(table, panel="published")
     yield from shares("3.1", by(part(weighted, setting="pgd"), "attacked"))
     others = part(table, setting="pgd").drop(weighted.index, errors="ignore")
     yield from shares("3.1", by(others, "panel", "attacked"), decides=False)
-    for panel, decides in (("uniform", True), ("published", True)):
-        yield from values("3.2", _means(pairs, known, panel, "setting", "pgd", True), decides=decides)
-        tasks = {f"{where}, main {m}": t for m in dict.fromkeys(part(pairs, panel=panel).index.get_level_values("main"))
-                 for where, t in _means(part(pairs, main=m), known, panel, "setting", "pgd", True).items()}  # fmt: skip
+    for panel in ("uniform", "published"):
+        yield from values("3.2", _means(two, known, panel, same_models=True, setting="pgd"))
+        tasks = {}
+        for main in part(two, panel=panel).index.unique("main"):
+            of_main = _means(part(two, main=main), known, panel, same_models=True, setting="pgd")
+            tasks |= {f"{where}, main {main}": table for where, table in of_main.items()}
         yield from values("3.2", tasks, decides=False)
-    yield from values("3.3", _means(pairs, known, "published", "panel", "uniform", False))
+    yield from values("3.3", _means(two, known, "published", panel="uniform"))
     alone = against(frame, known, auxiliary="")
     best = [part(alone, panel=["uniform", "published"], setting=name, attacked=how) for name, how in ADAPTIVE]
     yield from shares("3.4", by(pd.concat(best), "panel", "setting", "attacked", "main"))
@@ -156,19 +147,14 @@ def encoder(name: str) -> str:
     return str(name) if name in PAPERS else f"{name} (a stand-in)"
 
 
-def _pairs(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[frame.index.get_level_values("main") != frame.index.get_level_values("auxiliary")]
-
-
-def _means(pairs, known, panel: str, level: str, baseline: str, same_models: bool) -> dict[str, pd.DataFrame]:
+def _means(frame: pd.DataFrame, known: pd.Series, shown: str, /, same_models=False, **baseline) -> dict:
     """The mean over the learned cells of a panel against their baseline, by adaptive attack."""
-    tables, learned = {}, pairs[known.reindex(pairs.index).to_numpy(bool)]
+    tables, learned = {}, frame[known.reindex(frame.index).to_numpy(bool)]
     for name, attacked in ADAPTIVE:
-        chosen = part(learned, setting=[name, baseline] if level == "setting" else name, attacked=attacked)
-        ratios = estimates.mean_ratios(chosen, ["panel"], same_models=same_models, **{level: baseline})
-        for row in ratios.index.intersection([panel]):
-            table = ratios.loc[[row]]
-            tables[f"{panel} weights, {name}, {attacked}, mean of {table.cells.item()} cells"] = table
+        chosen = part(learned, setting=[name, *filter(None, [baseline.get("setting")])], attacked=attacked)
+        table = part(estimates.mean_ratios(chosen, ["panel"], same_models=same_models, **baseline), panel=shown)
+        if len(table):
+            tables[f"{shown} weights, {name}, {attacked}, mean of {table.cells.item()} cells"] = table
     return tables
 
 
@@ -230,16 +216,15 @@ def _standing(errors: pd.DataFrame) -> str:
     """Which encoder stands for which, where the errors say."""
     if "encoder" not in errors:
         return ""
-    names = [encoder(errors[errors.panel == panel].encoder.iloc[0]) for panel in ("surrogate", "target")
-             if (errors.panel == panel).any()]  # fmt: skip
-    return f", {' for '.join(names)}"
+    names = errors.groupby("panel").encoder.first().reindex(["surrogate", "target"]).dropna()
+    return f", {' for '.join(map(encoder, names))}"
 
 
 def _regret(proxy: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
     """The regret of the auxiliary task with the lowest proxy over that of chance: how much higher its log ratio
     is than the best one's, mean over main tasks. Each training chooses by half of the images, and is judged by the
     other trainings on the other half (of one training, by itself)."""
-    proxy, truth = (_pairs(frame).dropna(axis=1, how="all").dropna() for frame in (proxy, truth))
+    proxy, truth = (pairs(frame).dropna(axis=1, how="all").dropna() for frame in (proxy, truth))
     cells, found = proxy.index.intersection(truth.index), {}
     for seed, half in proxy:
         others = [name for name in truth if name[0] != seed and name[1] != half]

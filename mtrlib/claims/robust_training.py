@@ -15,19 +15,12 @@ import pandas as pd
 
 from mtrlib.claims.judging import shares, values
 from mtrlib.metrics import estimates
-from mtrlib.metrics.estimates import by, part
+from mtrlib.metrics.estimates import against, beside, by, matched, paired, part
 
 STRONG, WEAK = "sea", "pgd"  # the evaluations, by setting
 ONE = "against "  # begins the panels of models that were attacked on one task in training
 BASELINES = {"same cost": True, "same epochs": False}  # of GAT, trained without an auxiliary task; which decides
 GAT = {"5.3": ("", "gat"), "5.4": ("", "gat with "), "5.5": ("few ", "few gat")}  # claims, and how panels begin
-
-
-def matched(rows: pd.DataFrame, base: pd.DataFrame, known: pd.Series, same_models: bool = False) -> pd.DataFrame:
-    """Each row against its baseline, as `estimates.compared`, with a column `learned`: both cells were."""
-    both = known.reindex(rows.index).to_numpy(bool) & known.reindex(base.index).to_numpy(bool)
-    table = estimates.compared(rows[both], base[both], same_models=same_models)
-    return table.reindex(rows.index).assign(learned=both)
 
 
 def rq5(errors: pd.DataFrame) -> Iterator[dict]:
@@ -37,28 +30,25 @@ def rq5(errors: pd.DataFrame) -> Iterator[dict]:
     rise, strong = np.log((np.exp(hurt) - np.exp(clean)).where(hurt > clean)), part(hurt, setting=STRONG)
 
     whole = [name for name in strong.index.unique("panel") if not name.startswith("few ")]
-    rises = matched(*estimates.beside(part(rise, setting=STRONG, panel=whole), panel="plain"), known)
+    rises = against(part(rise, setting=STRONG, panel=whole), known, panel="plain")
     rises = rises[_where(rises, lambda panel, main: not panel.startswith(ONE))]
     yield from _told("5.1", by(rises[rises.learned], "panel", "main", name="{}, main {}".format))
-    costs = _means(*estimates.beside(part(clean, setting=STRONG, panel=whole), panel="plain"), known)
+    costs = _means(*beside(part(clean, setting=STRONG, panel=whole), panel="plain"), known)
     yield from _told("5.2", {f"{panel}, mean of {n} tasks": table for panel, (n, table) in costs.items()})
 
     baselines = part(strong, panel=[f"{few}{name}" for few in ("", "few ") for name in BASELINES])
     of_main = part(strong, main=list(baselines.index.unique("main")))  # GAT attacks one task alone
     yield from _auxiliaries(of_main, known)
-    rows, gat = estimates.beside(part(of_main, panel=[name for name in whole if name != "plain"]), panel="gat")
-    others = matched(rows, gat, known)
+    others = against(part(of_main, panel=[name for name in whole if name != "plain"]), known, panel="gat")
     others = others[_where(others, lambda panel, main: panel == f"{ONE}{main}" or not panel.startswith(ONE))]
     yield from values("5.6", by(others[others.learned], "panel"))
 
-    rows, plain = estimates.beside(strong, panel="plain")
-    untrained = _where(rows, lambda panel, main: panel.startswith(ONE) and panel != f"{ONE}{main}")
-    protected = matched(rows[untrained], plain[untrained], known)
+    others = _where(strong, lambda panel, main: panel == "plain" or panel.startswith(ONE) and panel != f"{ONE}{main}")
+    protected = against(strong[others], known, panel="plain")
     yield from shares("5.7", {"trained against one task": protected})
     yield from shares("5.7", by(protected, "panel"), decides=False)
 
-    rows, weak = estimates.beside(part(hurt, setting=[STRONG, WEAK]), setting=WEAK)
-    more = matched(rows, weak, known, same_models=True)
+    more = against(part(hurt, setting=[STRONG, WEAK]), known, same_models=True, setting=WEAK)
     robust = _where(more, lambda panel, main: panel != "plain")
     yield from shares("5.8", {"trained against attacks": more[robust]})
     yield from shares("5.8", {"plain": more[~robust]}, decides=False)
@@ -68,9 +58,7 @@ def _auxiliaries(strong: pd.DataFrame, known: pd.Series) -> Iterator[dict]:
     """GAT with auxiliary tasks over the same training without one: the mean over them, then each."""
     for (rule, (few, begins)), (name, decides) in product(GAT.items(), BASELINES.items()):
         rows = strong[_where(strong, lambda panel, _, b=begins: panel == b or b[-1] == " " and panel.startswith(b))]
-        wanted = rows.index.to_frame(index=False).assign(panel=f"{few}{name}")
-        place = strong.index.get_indexer(pd.MultiIndex.from_frame(wanted.assign(auxiliary=wanted.main)))
-        rows, alone = rows[place >= 0], strong.iloc[place[place >= 0]]
+        rows, alone = paired(rows, strong, panel=f"{few}{name}", auxiliary=lambda of: of.main)
         each = matched(rows, alone, known)
         tables = by(each[each.learned], "panel", "auxiliary", name=f"{name}, {{}}, auxiliary {{}}".format)
         for n, mean in _means(rows, alone, known, "setting").values():

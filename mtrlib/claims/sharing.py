@@ -11,9 +11,8 @@ import pandas as pd
 
 from mtrlib.claims import judging
 from mtrlib.claims.judging import shares
-from mtrlib.claims.robust_training import matched
 from mtrlib.metrics import estimates
-from mtrlib.metrics.estimates import by, part
+from mtrlib.metrics.estimates import against, by, matched, paired, part
 
 SEPARATE = "separate"  # a network a task
 SOFT, DISTILLED = ["cross_stitch", "nddr"], ["pad_net", "mti_net"]
@@ -25,32 +24,26 @@ LEVELS = {SEPARATE: 0, **dict.fromkeys(SOFT, 1), "mtan": 2, "hard": 3}
 def rq6(errors: pd.DataFrame) -> Iterator[dict]:
     frame, known = estimates.estimates(errors), estimates.learned(errors)
     other = part(frame, panel="other")
-    apart = matched(*estimates.beside(other, setting=SEPARATE), known)
+    apart = against(other, known, setting=SEPARATE)
     yield from shares("6.1", {"hard": part(apart, setting="hard")})
     yield from shares("6.1", by(apart[apart.index.get_level_values("setting") != "hard"], "setting"), decides=False)
     yield from _order(errors[errors.panel == "other"])
-    shared = matched(*estimates.beside(other, setting="hard"), known)
+    shared = against(other, known, setting="hard")
     yield from shares("6.2", by(part(shared, setting=SOFT), "setting"))
     yield from shares("6.2", by(part(shared, setting="mtan"), "setting"), decides=False)
     yield from shares("6.3", by(part(shared, setting=DISTILLED), "setting"))
     yield from shares("6.4", by(part(shared, setting=DISTILLED), "setting"))
 
     whole = errors[errors.panel.isin(["own", "joint"])].assign(panel="own")  # one panel: the same images count in both
-    alone = matched(*_alone(estimates.estimates(whole)), estimates.learned(whole))
-    yield from shares("6.5", by(alone, "setting", "attacked"))
+    frame = estimates.estimates(whole)
+    networks = frame[frame.index.get_level_values("setting") != SEPARATE]  # of two tasks; alone there is one attack
+    alone = paired(networks, frame, setting=SEPARATE, attacked="single", auxiliary=lambda of: of.main)
+    yield from shares("6.5", by(matched(*alone, estimates.learned(whole)), "setting", "attacked"))
     clean = np.log(part(estimates.estimates(errors, "clean_error"), panel="own"))
-    better = matched(*estimates.beside(clean, setting="hard"), known)
+    better = against(clean, known, setting="hard")
     yield from shares("6.6", by(part(better, setting=DISTILLED), "setting"))
     others = [name for name in better.index.unique("setting") if name not in (*DISTILLED, SEPARATE)]
     yield from shares("6.6", by(part(better, setting=others), "setting"), decides=False)
-
-
-def _alone(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The cells of networks of two tasks, and the network of the main task alone, which is attacked in one way only."""
-    rows = frame[frame.index.get_level_values("setting") != SEPARATE]
-    wanted = rows.index.to_frame(index=False).assign(setting=SEPARATE, attacked="single")
-    place = frame.index.get_indexer(pd.MultiIndex.from_frame(wanted.assign(auxiliary=wanted.main)))
-    return rows[place >= 0], frame.iloc[place[place >= 0]]
 
 
 def _order(errors: pd.DataFrame) -> Iterator[dict]:

@@ -12,7 +12,15 @@ import pandas as pd
 from scipy.special import stdtr, stdtridf, stdtrit  # Student's t; scipy.stats takes long to import
 
 CELL = ("panel", "setting", "attacked", "main", "auxiliary")
-QUANTITIES = ("log_ratio", "ratio", "ratio_of_means", "clean_error", "adversarial_error", "absolute")
+# What is summed over images, by what it is called.
+QUANTITIES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "log_ratio": lambda clean, adversarial: np.log(adversarial / clean),
+    "ratio": lambda clean, adversarial: (adversarial - clean) / clean,
+    "ratio_of_means": lambda clean, adversarial: adversarial - clean,
+    "clean_error": lambda clean, _: clean,
+    "adversarial_error": lambda _, adversarial: adversarial,
+    "absolute": lambda clean, adversarial: np.abs(adversarial - clean),
+}
 BLOCKS = 64  # of the jackknife, at most
 LEARNED = 0.85  # of the best constant's error; a cell whose clean error is above says nothing about attacks
 _SEED, _IMAGE = "seed ", "image "
@@ -137,7 +145,7 @@ def compared(frame: pd.DataFrame, baseline: pd.DataFrame, *, same_models: bool =
     models have each their own, and one seed says nothing of it: the error is infinite then. Numbers without any seed
     (printed ones) are taken as they are.
     """
-    difference = pd.DataFrame(frame.to_numpy() - baseline.to_numpy(), frame.index, frame.columns)
+    difference = _difference(frame, baseline)
     if same_models or frame.empty:
         return uncertainty(difference)
     table = uncertainty(difference, noise(frame, baseline))
@@ -145,39 +153,43 @@ def compared(frame: pd.DataFrame, baseline: pd.DataFrame, *, same_models: bool =
 
 
 def beside(frame: pd.DataFrame, **baseline: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of a frame that have a baseline, and these: `beside(frame, panel="uniform")` is the row with another
-    panel and all else alike; `auxiliary=""` the single-task model of the row, which is attacked in one way only."""
+    """`paired` of all rows that are no baseline themselves, such as `beside(frame, panel="uniform")`; `auxiliary=""` is
+    the single-task model of the row, which is attacked in one way only."""
     (level, value), *_ = baseline.items()
     if level == "auxiliary":
-        rows = frame[frame.index.get_level_values("main") != frame.index.get_level_values("auxiliary")]
-        wanted = rows.index.to_frame(index=False).assign(attacked="single")
-        wanted["auxiliary"] = wanted["main"]
-    else:
-        rows = frame[frame.index.get_level_values(level) != value]
-        wanted = rows.index.to_frame(index=False).assign(**{level: value})
-    place = frame.index.get_indexer(pd.MultiIndex.from_frame(wanted))
+        return paired(pairs(frame), frame, attacked="single", auxiliary=lambda of: of.main)
+    return paired(frame[frame.index.get_level_values(level) != value], frame, **baseline)
+
+
+def paired(rows: pd.DataFrame, frame: pd.DataFrame, **levels: str | Callable) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Those of some rows that have a baseline in a frame, and these: at other values of some levels, all else alike."""
+    place = frame.index.get_indexer(pd.MultiIndex.from_frame(rows.index.to_frame(index=False).assign(**levels)))
     return rows[place >= 0], frame.iloc[place[place >= 0]]
 
 
+def against(frame: pd.DataFrame, known: pd.Series, same_models: bool = False, **baseline: str) -> pd.DataFrame:
+    """Each row `compared` with the one `beside` it, as `learned` says which of both count: column learned."""
+    return matched(*beside(frame, **baseline), known, same_models)
+
+
+def matched(rows: pd.DataFrame, base: pd.DataFrame, known: pd.Series, same_models: bool = False) -> pd.DataFrame:
+    """Each row `compared` with its baseline, with a column learned: both were, the others have no number."""
+    both = known.reindex(rows.index).to_numpy(bool) & known.reindex(base.index).to_numpy(bool)
+    return compared(rows[both], base[both], same_models=same_models).reindex(rows.index).assign(learned=both)
+
+
 def mean_ratios(frame: pd.DataFrame, by: Sequence[str], *, same_models: bool = False, **baseline: str) -> pd.DataFrame:
-    """How many times the error of a baseline that of some cells is: the geometric mean over images and cells.
-
-    Parameters
-    ----------
-    frame : log ratios of cells, as `estimates` gives them.
-    by : levels of its index; one row for each of their values.
-    same_models, baseline : as in `compared` and `beside`.
-
-    Returns
-    -------
-    The logarithm of that number with its errors, as `uncertainty` gives them, and cells (how many have one). Cells are
-    all there are, not a sample: none is resampled.
-    """
-    rows, base = beside(frame, **baseline)
-    difference = pd.DataFrame(rows.to_numpy() - base.to_numpy(), rows.index, rows.columns)
-    groups = difference.groupby(level=list(by), sort=False)
+    """The mean difference of cells, log ratios as `estimates` gives them, to their baselines: one row for each value of
+    some levels, with its errors as `uncertainty` gives them, and cells (how many have one). Cells are all there are,
+    not a sample: none is resampled. `same_models` and `baseline` are as in `compared` and `beside`."""
+    groups = _difference(*beside(frame, **baseline)).groupby(level=list(by), sort=False)
     table = uncertainty(groups.mean()).assign(cells=groups.value.count())
     return table if same_models else table.assign(error=table.error.where(table.seeds != 1, np.inf))
+
+
+def pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The cells that have an auxiliary task."""
+    return frame[frame.index.get_level_values("main") != frame.index.get_level_values("auxiliary")]
 
 
 def part(frame: pd.DataFrame, /, **levels) -> pd.DataFrame:
@@ -243,6 +255,10 @@ def interval(frame: pd.DataFrame, level: float = 0.95, quantity: str = "log_rati
     return pd.DataFrame({"value": frame.value, **ends}, table.index)
 
 
+def _difference(frame: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(frame.to_numpy() - baseline.to_numpy(), frame.index, frame.columns)
+
+
 def _parts(errors: pd.DataFrame, quantity: str) -> tuple[np.ndarray, np.ndarray]:
     """Of each row what is summed, and what its sum is divided by: NaN where the image has no number."""
     if quantity not in QUANTITIES:
@@ -250,14 +266,7 @@ def _parts(errors: pd.DataFrame, quantity: str) -> tuple[np.ndarray, np.ndarray]
     kind = "attacked_loss" if quantity == "absolute" else "error"
     clean, adversarial = (errors[f"{which}_{kind}"].to_numpy(float) for which in ("clean", "adversarial"))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        above = {
-            "log_ratio": lambda: np.log(adversarial / clean),
-            "ratio": lambda: (adversarial - clean) / clean,
-            "ratio_of_means": lambda: adversarial - clean,
-            "clean_error": lambda: clean,
-            "adversarial_error": lambda: adversarial,
-            "absolute": lambda: np.abs(adversarial - clean),
-        }[quantity]()
+        above = QUANTITIES[quantity](clean, adversarial)
     valid = {"log_ratio": (clean > 0) & (adversarial > 0), "ratio": clean > 0}.get(quantity, ~np.isnan(clean))
     return above, np.where(valid, clean if quantity == "ratio_of_means" else 1.0, np.nan)
 

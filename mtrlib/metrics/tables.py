@@ -13,7 +13,7 @@ import pandas as pd
 from mtrlib import machine
 from mtrlib.metrics import estimates
 from mtrlib.metrics.estimates import CELL
-from mtrlib.tasks import canonical
+from mtrlib.tasks import Task, canonical
 
 
 def vulnerabilities(errors: pd.DataFrame, reduction: str = "per_image", by: Sequence[str] = CELL) -> pd.DataFrame:
@@ -42,15 +42,21 @@ def values(errors: pd.DataFrame, quantity: str, by: Sequence[str] = CELL) -> pd.
     return estimates.interval(estimates.estimates(errors, quantity, by), quantity=quantity).reset_index()
 
 
-def skills(errors: pd.DataFrame) -> pd.DataFrame:
+def skills(errors: pd.DataFrame, tasks: dict[str, Task] | None = None) -> pd.DataFrame:
     """How much of the best constant's error the single-task models take away, a row a main task: clean_error,
     constant_error (means over images and seeds), skill (1 - their ratio) and learned (whether the cell counts in
-    verdicts). Empty where the errors have no column constant_error."""
+    verdicts). Of `tasks`, the definitions of the data set, those that are not the paper's have their name and the unit
+    of their error beside the letter. Empty where the errors have no column constant_error."""
     known = errors if "constant_error" in errors else errors[:0].assign(constant_error=0.0)
     alone = known[known.main == known.auxiliary].drop_duplicates(["main", "seed", "image_id"])
     table = alone.groupby("main", sort=False)[["clean_error", "constant_error"]].mean()
     table["skill"] = 1 - table.clean_error / table.constant_error
-    return table.assign(learned=table.clean_error <= estimates.LEARNED * table.constant_error).reset_index()
+    table = table.assign(learned=table.clean_error <= estimates.LEARNED * table.constant_error).reset_index()
+    own = {letter: task for letter, task in (tasks or {}).items() if not task.is_papers}
+    if own.keys() & set(table.main):
+        for place, about in enumerate(("name", "unit"), start=1):
+            table.insert(place, about, [getattr(own.get(letter), about, "") for letter in table.main])
+    return table
 
 
 def against_single_task(errors: pd.DataFrame) -> pd.DataFrame:

@@ -28,16 +28,12 @@ class Gradients:
     joint : by attack norm, (N, S): ||sum_i w_i r_i||_q of each image and combination.
     moments : (T, T), E<r_i, r_j>, the mean inner product.
     covariances : (T, T), E<r_i - E r_i, r_j - E r_j>: summed over the image's values.
-    cosines : (T, T), mean over images of the cosine of r_i and r_j; an image where one is zero counts as 0.
-    variances : (T,), mean over the image's values of the variance over images.
     """
 
     norms: dict[str, np.ndarray]
     joint: dict[str, np.ndarray]
     moments: np.ndarray
     covariances: np.ndarray
-    cosines: np.ndarray
-    variances: np.ndarray
 
 
 def gradients(losses: Losses, images: Tensor) -> Tensor:
@@ -72,19 +68,15 @@ def statistics(batches: Iterable[tuple[Losses, Tensor]], combinations: np.ndarra
     """
     weights = torch.as_tensor(np.asarray(combinations), dtype=torch.float64)
     norms, joint = ({norm: [] for norm in NORMS} for _ in range(2))
-    total, squares, moments, cosines, count = 0.0, 0.0, 0.0, 0.0, 0
+    total, moments, count = 0.0, 0.0, 0
     for losses, images in batches:
         r = gradients(losses, images).flatten(2).double()  # (T, B, D)
         for norm in NORMS:
             norms[norm].append(dual(r, norm).T)
             sums = [dual(torch.einsum("t,tbd->bd", w, r), norm) for w in weights.to(r.device)]
             joint[norm].append(torch.stack(sums, dim=1))
-        inner = torch.einsum("ibd,jbd->bij", r, r)
-        length = torch.diagonal(inner, dim1=1, dim2=2).sqrt()
-        product = length[:, :, None] * length[:, None, :]
-        cosines = cosines + torch.where(product > 0, inner / product.clamp(min=1e-300), 0.0).sum(dim=0)
-        moments, total = moments + inner.sum(dim=0), total + r.sum(dim=1)
-        squares, count = squares + r.square().sum(dim=1), count + r.shape[1]
+        moments = moments + torch.einsum("ibd,jbd->bij", r, r).sum(dim=0)
+        total, count = total + r.sum(dim=1), count + r.shape[1]
     if count == 0:
         raise ValueError("Parameter batches should hold at least one image. Found none.")
     mean = total / count
@@ -93,8 +85,6 @@ def statistics(batches: Iterable[tuple[Losses, Tensor]], combinations: np.ndarra
         joint={norm: torch.cat(values).cpu().numpy() for norm, values in joint.items()},
         moments=(moments / count).cpu().numpy(),
         covariances=(moments / count - mean @ mean.T).cpu().numpy(),
-        cosines=(cosines / count).cpu().numpy(),
-        variances=(squares / count - mean.square()).mean(dim=1).cpu().numpy(),
     )
 
 
@@ -102,24 +92,18 @@ def to_table(found: Gradients) -> pd.DataFrame:
     """Statistics as a table that can be kept: one row a number, with its array (`name`, of an attack norm "norms linf")
     and its place, `row` and `column`."""
     arrays = {f"{name} {norm}": values for name in ("norms", "joint") for norm, values in getattr(found, name).items()}
-    arrays |= {name: np.atleast_2d(getattr(found, name)) for name in ("moments", "covariances", "cosines", "variances")}
-    frames = []
-    for name, values in arrays.items():
-        row, column = np.indices(values.shape)
-        frames.append(
-            pd.DataFrame({"name": name, "row": row.ravel(), "column": column.ravel(), "value": values.ravel()})
-        )
-    return pd.concat(frames, ignore_index=True)
+    arrays |= {"moments": found.moments, "covariances": found.covariances}
+    stacked = {name: pd.DataFrame(values).stack() for name, values in arrays.items()}
+    return pd.concat(stacked, names=["name", "row", "column"]).rename("value").reset_index()
 
 
 def from_table(table: pd.DataFrame) -> Gradients:
-    """What `to_table` made a table of."""
+    """What `to_table` made a table of; a table may have further arrays."""
     arrays = {
-        name: rows.pivot(index="row", columns="column", values="value").to_numpy()
-        for name, rows in table.groupby("name")
+        name: rows.pivot(index="row", columns="column")["value"].to_numpy() for name, rows in table.groupby("name")
     }
-    by_norm = {kind: {norm: arrays.pop(f"{kind} {norm}") for norm in NORMS} for kind in ("norms", "joint")}
-    return Gradients(**by_norm, **{**arrays, "variances": arrays["variances"][0]})
+    norms, joint = ({norm: arrays[f"{kind} {norm}"] for norm in NORMS} for kind in ("norms", "joint"))
+    return Gradients(norms, joint, arrays["moments"], arrays["covariances"])
 
 
 def dual(values: Tensor, norm: str) -> Tensor:
@@ -161,21 +145,6 @@ def theorem_2(covariances: np.ndarray, tasks: list[int], *, as_printed: bool = F
         return float(np.sqrt(max(own.sum(), 0.0) / (number * np.trace(own))))
     square = (1 + 2 / number * sum(own[i, j] / own[i, i] for i in range(number) for j in range(i))) / number
     return float(np.sqrt(square)) if square >= 0 else float("nan")
-
-
-def joint_bound(norms: np.ndarray, weights: np.ndarray, eps: float) -> float:
-    """Lemma 5, as theorem 4 uses it: the first-order vulnerability is at most eps N max_i w_i E||r_i||_q.
-
-    By the triangle inequality E||sum_i w_i r_i|| <= sum_i w_i E||r_i||, which is at most N times its largest term.
-
-    Parameters
-    ----------
-    norms : (N_images, T), `Gradients.norms` of one norm.
-    weights : (T,), 0 for tasks that are not attacked.
-    eps : budget in image units.
-    """
-    terms = np.abs(weights) * norms.mean(axis=0)
-    return eps * np.count_nonzero(weights) * float(terms.max())
 
 
 def marginal_bound(norms: np.ndarray, before: list[int], added: int, eps: float, weights: np.ndarray | None) -> float:

@@ -245,9 +245,6 @@ def room_errors(model: MultiTaskModel, rooms: dict[str, Tensor], size: int, task
 
 def front_points(fronts: dict[str, attacks.Front], tasks: str) -> pd.DataFrame:
     """The points of fronts by their title, a row each: title and the error of each task, by its letter."""
-    tables = [
-        pd.DataFrame(-front.objectives[:, : len(tasks)].numpy(), columns=list(tasks)) for front in fronts.values()
-    ]
-    return pd.concat(
-        [table.assign(title=title) for title, table in zip(fronts, tables, strict=True)], ignore_index=True
-    )
+    errors = {title: -front.objectives[:, : len(tasks)].numpy() for title, front in fronts.items()}
+    tables = [pd.DataFrame(rows, columns=list(tasks)).assign(title=title) for title, rows in errors.items()]
+    return pd.concat(tables, ignore_index=True)

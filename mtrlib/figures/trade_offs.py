@@ -1,9 +1,9 @@
-"""The figure of robust training: what it costs and what it gives."""
+"""One error over another: what robust training costs and gives; what an adversary gains and gives up."""
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mtrlib.figures.style import mark, named, panels, reach, styled
+from mtrlib.figures.style import COLOURS, mark, named, panels, reach, styled
 from mtrlib.tasks import TASKS, Task
 
 _INKS = ("black", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -33,4 +33,31 @@ def trade_off(table: pd.DataFrame, x: str, y: str, tasks: dict[str, Task] | None
     handles = [mark(name, **look) for name, look in looks.items()]
     handles.append(mark("nothing added", color="0.4", linewidth=1, linestyle="-"))
     figure.legend(handles=handles, loc="outside right upper", title="trained")
+    return figure
+
+
+@styled()
+def fronts(points: pd.DataFrame, before: pd.DataFrame, tasks: dict[str, Task]) -> Figure:
+    """Errors of two tasks against each other, a panel each title.
+
+    Parameters
+    ----------
+    points : columns title and the letters of the two tasks, a row each point of a front.
+    before : the same, a row each title: the errors where nothing was changed.
+    tasks : the definitions of the two, by letter; the first goes across.
+    """
+    (one, first), (two, second) = tasks.items()
+    titles = list(dict.fromkeys(points.title))
+    figure, axes = panels(len(titles), min(len(titles), 4), (3.1, 3.0), (0.4, 0.4))
+    for axis, title in zip(axes.flat, titles, strict=False):
+        own, start = (table[table.title == title].sort_values(one) for table in (points, before))
+        axis.step(own[one], own[two], where="pre", color=COLOURS["d"], alpha=0.5)
+        axis.plot(own[one], own[two], "o", color=COLOURS["d"], markersize=5)
+        axis.plot(start[one], start[two], "X", color="black", markersize=9)
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel(f"{named(one, tasks)}\n({first.unit})", fontsize=10)
+    for line in axes:
+        line[0].set_ylabel(f"{named(two, tasks)}\n({second.unit})", fontsize=10)
+    marks = [mark("as drawn", color="black", marker="X"), mark("found", color=COLOURS["d"], marker="o")]
+    figure.legend(handles=marks, loc="outside lower center", ncols=2)
     return figure
