@@ -8,8 +8,10 @@ from mtrlib import rooms
 from mtrlib.rooms.scenes import CENTRE, CLASS, HALF, PAINTED, TURN
 from mtrlib.specs import DataSpec, ModelSpec
 
-# With `--no-loadscope-reorder` these begin first, so that no process is left alone with one of them at the end.
-LONG = ("test_released", "test_batch", "test_notebooks", "test_killed", "test_benchmarks")
+# With `--no-loadscope-reorder` these begin first, so that no process is left alone with one of them at the end; the
+# notebooks, all of which would run last, among them where they train.
+LONG = ("test_released", "test_batch", "test_notebooks", "test_killed", "test_benchmarks", "test_all_attacks")
+LONG += ("new_dataset", "new_method", "tour", "constrained_attacks")
 
 
 def pytest_collection_modifyitems(items):

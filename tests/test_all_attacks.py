@@ -122,7 +122,7 @@ def test_through_convolutions_the_batch_changes_rounding_only(name):
     images = torch.rand(5, 3, 16, 16, generator=seeded())
     targets = {"s": torch.randint(0, 18, (5, 16, 16), generator=seeded()), "n": torch.rand(5, 3, 16, 16)}
     for dtype in (torch.float32, torch.float64):
-        model = models.build("resnet18_small", "sn", seed=0).eval().to(dtype)
+        model = models.build("resnet18_tiny", "sn", seed=0).eval().to(dtype)
 
         def attacked(rows, model=model, dtype=dtype):
             losses = attacks.task_losses(model, {k: v[rows] for k, v in targets.items()}, None, "sn")
@@ -210,7 +210,7 @@ def test_attacks_that_plan_for_all_steps_gain_from_many_more(name, norm):
 
 @every
 def test_models_are_left_as_they_are(name):
-    model = models.build("resnet18_small", "sd", seed=0)
+    model = models.build("resnet18_tiny", "sd", seed=0)
     model.encoder.train()
     model.decoders.eval()
     model.encoder.conv1.weight.requires_grad_(False)
@@ -230,14 +230,14 @@ def test_a_model_in_training_mode_is_attacked_as_in_evaluation_mode():
     images, targets = grey(2, 16), {"d": torch.rand(2, 1, 16, 16, generator=seeded())}
     found = []
     for mode in (True, False):
-        model = models.build("resnet18_small", "d", seed=0).train(mode)
+        model = models.build("resnet18_tiny", "d", seed=0).train(mode)
         found.append(run("pgd", attacks.task_losses(model, targets, None, "d"), images, steps=2))
     assert torch.equal(*found)
 
 
 @every
 def test_inference_mode_is_refused_in_one_line(name):
-    model = models.build("resnet18_small", "d", seed=0).eval()
+    model = models.build("resnet18_tiny", "d", seed=0).eval()
     targets = {"d": torch.rand(2, 1, 16, 16)}
     losses = attacks.task_losses(model, targets, None, "d")
     with torch.no_grad():
@@ -627,7 +627,7 @@ def test_cospgd_weighs_pixels_by_the_cosine_with_their_label(dense):
 
 @pytest.mark.parametrize("kind", attacks.DENSE)
 def test_what_lies_under_a_mask_changes_no_loss_and_no_gradient(kind):
-    model = models.build("resnet18_small", "sd", seed=0).eval()
+    model = models.build("resnet18_tiny", "sd", seed=0).eval()
     images = grey(2, 16)
     targets = {"s": torch.randint(0, 18, (2, 16, 16)), "d": torch.rand(2, 1, 16, 16)}
     mask = torch.rand(2, 16, 16, generator=seeded()) > 0.3
@@ -656,7 +656,7 @@ def test_an_infinite_loss_stays_infinite(kind):
 
 @pytest.mark.parametrize("kind", ["segpgd", "cospgd"])
 def test_any_attack_takes_the_losses_of_dense_classes_and_other_tasks_keep_theirs(kind):
-    model = models.build("resnet18_small", "sd", seed=0).eval()
+    model = models.build("resnet18_tiny", "sd", seed=0).eval()
     images = grey(2, 16)
     targets = {"s": torch.randint(0, 18, (2, 16, 16)), "d": torch.rand(2, 1, 16, 16)}
     losses = attacks.task_losses(model, targets, None, "sd", dense=kind)

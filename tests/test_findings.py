@@ -1,6 +1,7 @@
 """Findings and verdicts from errors tables with a known truth."""
 
 import re
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -351,15 +352,14 @@ def test_a_finding_reads_as_english(row, sentence):
 def test_intervals_of_a_difference_cover():
     """Nominal 95 %: with three trainings and a dozen images; the bootstrap over three seeds covers 76 to 91 %."""
     g, hits = np.random.default_rng(0), []
+    cells = pd.DataFrame(product("sdn", range(3), range(12)), columns=["auxiliary", "seed", "image_id"])
+    cells = cells.assign(panel="table", setting="linf", attacked="single", main="s", clean_error=1.0)
     for _ in range(150):
-        image, rows = g.normal(0, 0.5, 12), []
-        for auxiliary in "sdn":
+        image, logs = g.normal(0, 0.5, 12), []
+        for _ in "sdn":
             own = g.normal(0, 0.3, 12)
-            for seed in range(3):
-                log = image + own + g.normal(0, 0.2) + g.normal(0, 0.1, 12)
-                cell = {"panel": "table", "setting": "linf", "attacked": "single", "main": "s", "auxiliary": auxiliary}
-                rows.append(pd.DataFrame({**cell, "seed": seed, "image_id": range(12), "log": log}))
-        errors = pd.concat(rows).assign(clean_error=1.0, adversarial_error=lambda rows: np.exp(rows.log))
+            logs += [image + own + g.normal(0, 0.2) + g.normal(0, 0.1, 12) for _ in range(3)]
+        errors = cells.assign(adversarial_error=np.exp(np.concatenate(logs)))
         compared = estimates.compared(*estimates.beside(estimates.estimates(errors), auxiliary=""))
         ends = estimates.holm(compared.iloc[:1])
         hits.append(ends.low.iloc[0] <= 0 <= ends.high.iloc[0])

@@ -171,10 +171,16 @@ def test_wgd_is_pgd_on_one_task_until_budgets_differ(ran):
     assert (alone.loc[len(CHANGES)].pgd != alone.loc[len(CHANGES)].wgd).any()
 
 
-def test_nothing_is_attacked_twice(ran):
+def test_nothing_is_attacked_or_read_twice(ran, monkeypatch):
     p, store, table, logs = ran
-    files = {path: path.stat().st_mtime_ns for path in store.path.glob("fidelity/*/*")}
+    files, reads, measured = (
+        {path: path.stat().st_mtime_ns for path in store.path.glob("fidelity/*/*")},
+        [],
+        ladder.measured,
+    )
+    monkeypatch.setattr(ladder, "measured", lambda store, *run: reads.append(run) or measured(store, *run))
     assert np.array_equal(ladder.run(store, p)[0].value, table.value, equal_nan=True)
+    assert len(reads) == len(set(reads)) > len(ladder.cells(p))
     assert files == {path: path.stat().st_mtime_ns for path in store.path.glob("fidelity/*/*")}
 
 

@@ -281,13 +281,18 @@ def _left_out(left: pd.DataFrame, rows: pd.DataFrame) -> str:
 def _needs(settled, rows: pd.DataFrame, threshold: float, family: int) -> str:
     """The smallest study that would close an open finding: after which `settled` is true of the rows that are decided
     then in 4 of 5 cases, if what is seen is true. Of one training nobody knows: three first."""
-    away, had, unknown = (rows.value - threshold).abs(), rows.seeds, np.isinf(rows.error)
-    stays = rows.sets if "sets" in rows else 0.0  # the sets of tasks are all there are
+    value, training, images, error, had, given = (
+        rows[name].to_numpy() for name in ("value", "training", "images", "error", "seeds", "freedom")
+    )
+    away, unknown = np.abs(value - threshold), np.isinf(error)
+    stays = rows.sets.to_numpy() if "sets" in rows else 0.0  # the sets of tasks are all there are
+    reaches = {}
+    for seeds in SEEDS:
+        freedom = np.minimum(given * (max(seeds - 1, 1) / np.maximum(had - 1, 1)), 1e6)
+        reaches[seeds] = (away / (_POWER - stdtrit(freedom, _LEVEL.get() / 2 / family))) ** 2
     for seeds, times in sorted(product(SEEDS, IMAGES), key=lambda size: (size[0] * size[1], size[0])):
-        freedom = (rows.freedom * (max(seeds - 1, 1) / np.maximum(had - 1, 1))).clip(upper=1e6)
-        reach = (away / (_POWER - stdtrit(freedom, _LEVEL.get() / 2 / family))) ** 2
-        left = rows.training * had / seeds + rows.images / times + stays
+        left = training * had / seeds + images / times + stays
         larger = (had <= seeds) & ((had < seeds) | (times > 1))  # at its own size it is open
-        if settled(np.where(unknown, seeds >= 3, larger & (left < reach))):
+        if settled(np.where(unknown, seeds >= 3, larger & (left < reaches[seeds]))):
             return f"{seeds} seeds" + (f", {times} times the images" if times > 1 else "")
     return NEVER

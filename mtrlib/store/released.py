@@ -59,6 +59,10 @@ class Released:
         """The records of all models."""
         return list(self._records.values())
 
+    def has_table(self, kind: str, about: dict) -> bool:
+        """Whether `table` has it."""
+        return self._key(kind, about) in self._tables
+
     def table(self, kind: str, about: dict) -> pd.DataFrame | None:
         """The table as it was measured; None for one that is not in it."""
         values, places = self._tables.get(self._key(kind, about), (None, None))

@@ -88,7 +88,7 @@ class Store:
     def has_table(self, kind: str, about: dict | Evaluation, of: Of, code: tuple[str, ...] = _CODE) -> bool:
         """Whether `table` has it, here or by whom the errors were released."""
         about, path, _ = self._place(kind, about, of, code)
-        return path.exists() or self.released.table(kind, about) is not None
+        return path.exists() or self.released.has_table(kind, about)
 
     def model(self, spec: ModelSpec, epoch: int | None = None, description: str = "") -> MultiTaskModel:
         """The model after `epoch` (one of `spec.checkpoints`; None: the last), evaluating, frozen, on the store's

@@ -6,6 +6,7 @@ in the same order, so that every change is seen among definitions and among publ
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import permutations
@@ -34,6 +35,8 @@ TABLES = {
     ("uniform", "l2"): "l2, 8/255",
 }
 RUNG = ["ladder", "number", "change", "table"]
+_OF_AN_IMAGE = ("image_id", "batch")
+_MEASURED = ("error", "intersection", "union")  # the last two of s alone
 _BUDGET = 4.0  # of PGD with "eps 4", in 255ths
 
 
@@ -122,7 +125,8 @@ def run(store: Store, p: Fidelity) -> tuple[pd.DataFrame, pd.DataFrame]:
             for e, changes in missing:
                 measured(store, e, changes)
                 progress.update(e.attack.images * e.attack.steps)
-    known = {changes: read(errors(store, p, changes), changes) for changes in set(rungs.values())}
+    tables = _errors(store, {changes: cells(p, changes) for changes in set(rungs.values())})
+    known = {changes: read(table, changes) for changes, table in tables.items()}
     frames = ({}, {})
     for (ladder, number), changes in rungs.items():
         change = names[number] if ladder == "adding" or number else "all published"
@@ -136,14 +140,7 @@ def run(store: Store, p: Fidelity) -> tuple[pd.DataFrame, pd.DataFrame]:
 def errors(store: Store, p: Fidelity, changes: frozenset[str]) -> pd.DataFrame:
     """The errors table of one rung, at the points that it reads: columns panel to auxiliary, seed, image_id, batch,
     clean_error and adversarial_error, and of s clean_ and adversarial_ intersection and union."""
-    parts = []
-    for c in cells(p, changes):
-        rows = _read(measured(store, c.evaluation, _of_the_run(c, changes)), c.main, changes)
-        about = {name: getattr(c, name) for name in estimates.CELL} | {"seed": c.evaluation.model.seed}
-        about |= {name: rows["clean"][name].to_numpy() for name in ("image_id", "batch")}
-        names = [name for name in ("error", "intersection", "union") if name in rows["clean"]]
-        parts.append(pd.DataFrame({**about, **{f"{of}_{n}": rows[of][n].to_numpy() for of in rows for n in names}}))
-    return pd.concat(parts, ignore_index=True)
+    return _errors(store, {changes: cells(p, changes)})[changes]
 
 
 def read(errors: pd.DataFrame, changes: frozenset[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -218,12 +215,53 @@ def _of_the_run(c: Cell, changes: frozenset[str]) -> frozenset[str]:
     return frozenset(name for name in changes if matter.get(name))
 
 
+def _errors(store: Store, rungs: dict[frozenset[str], list[Cell]]) -> dict[frozenset[str], pd.DataFrame]:
+    """`errors` of several rungs, by their changes, from their cells; a run that several of them read is read once."""
+    parts: dict = {changes: [{} for _ in of] for changes, of in rungs.items()}
+    readers = defaultdict(list)
+    for changes, of in rungs.items():
+        for c, part in zip(of, parts[changes], strict=True):
+            part |= {name: getattr(c, name) for name in estimates.CELL} | {"seed": c.evaluation.model.seed}
+            readers[c.evaluation, _of_the_run(c, changes)].append((c.main, changes, part))
+    for (evaluation, changes_of_run), read_by in readers.items():
+        rows = measured(store, evaluation, changes_of_run)
+        places = rows.groupby(["task", "counted", "point"], sort=False).indices
+        columns = {name: rows[name].to_numpy() for name in (*_OF_AN_IMAGE, *_MEASURED) if name in rows}
+        for main, changes, part in read_by:
+            at = {kind: places[main, *where] for kind, where in _points(changes).items()}
+            part |= {name: columns[name][at["clean"]] for name in _OF_AN_IMAGE}
+            part |= {f"{kind}_{n}": columns[n][at[kind]] for kind in at for n in _MEASURED if n in columns}
+    return {changes: _stacked(of) for changes, of in parts.items()}
+
+
+def _stacked(parts: list[dict]) -> pd.DataFrame:
+    """A table of the columns of several, one below the other: arrays of one length in each, or one value of all of its
+    rows; NaN in columns that only others have."""
+    counts, columns = [len(part["image_id"]) for part in parts], {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        given = [part.get(name, np.nan) for part in parts]
+        if any(isinstance(each, np.ndarray) for each in given):
+            given = [np.broadcast_to(each, n) for each, n in zip(given, counts, strict=True)]
+            columns[name] = np.concatenate(given)
+        else:
+            columns[name] = np.repeat(given, counts)
+    return pd.DataFrame(columns)
+
+
+def _points(changes: frozenset[str]) -> dict[str, tuple[str, str]]:
+    """The way to count and the point that a rung reads, by "clean" and "adversarial"."""
+    counted = "all" if "unmasked" in changes else "masked"
+    adversarial = ("last" if "last" in changes else "best") + (", early" if "early" in changes else "")
+    return {"clean": (counted, "first" if "baseline" in changes else "clean"), "adversarial": (counted, adversarial)}
+
+
 def _read(rows: pd.DataFrame, main: str, changes: frozenset[str]) -> dict[str, pd.DataFrame]:
     """The rows of the main task at the two points that a rung reads, by "clean" and "adversarial"."""
-    rows = rows[(rows.task == main) & (rows.counted == ("all" if "unmasked" in changes else "masked"))]
-    adversarial = ("last" if "last" in changes else "best") + (", early" if "early" in changes else "")
-    points = {"clean": "first" if "baseline" in changes else "clean", "adversarial": adversarial}
-    return {kind: rows[rows.point == point] for kind, point in points.items()}
+    rows = rows[rows.task == main]
+    return {
+        kind: rows[(rows.counted == counted) & (rows.point == point)]
+        for kind, (counted, point) in _points(changes).items()
+    }
 
 
 def _of_batches(rows: pd.DataFrame, images: np.ndarray) -> np.ndarray:
