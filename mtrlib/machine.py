@@ -158,7 +158,7 @@ def bar(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
     """A tqdm bar of `total` units, `initial` of which an earlier run has done; `unit` is their name in the singular.
     In a notebook one line of output, updated in place (no widgets, so that an executed notebook keeps its last state);
     in a log one line every five seconds."""
-    kind, how = tqdm, {"leave": False}
+    kind, how = tqdm, dict[str, bool | int](leave=False)
     if _in_notebook() or not sys.stderr.isatty():
         kind, how = _Lines, {"mininterval": 1 if _in_notebook() else 5}
     return kind(total=total, desc=description, unit=f" {unit}", initial=initial, **how)
