@@ -187,7 +187,7 @@ def test_names_and_units_are_those_of_the_data_set():
     figure = figures.lines(table, "eps", "vulnerability", log=True, tasks=OWN)
     told = ["s: rooms of $a house", "d: depth in metres", "e: instance edges", "h"]
     assert [text.get_text() for text in figure.legends[0].texts] == told
-    assert [axis.get_title() for axis in figure.axes] == [f"main task {each}" for each in told]
+    assert [axis.get_title() for axis in figure.axes] == [f"main task {each}" for each in told[:3]]
     papers = figures.lines(table, "eps", "vulnerability", log=True, tasks=TASKS)
     assert papers.axes[0].get_title() == "main task s", "the paper's tasks are known by their letters"
 

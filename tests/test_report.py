@@ -125,7 +125,7 @@ def test_the_answer_is_computed_from_the_finding_on_claim_1_2(low, high, told, l
 def test_the_sizes_of_released_results_are_those_of_their_models():
     sizes = results.sizes("results/laptop")
     assert sizes.startswith("seeds 0, 1, 2; encoders resnet18_small")
-    assert "; pixels 48; images to train 512" in sizes
+    assert "; pixels 32, 48; images to train 384, 512" in sizes, "of RQ5 and RQ6, and of the others"
     assert results.sizes("docs") == ""
 
 
