@@ -70,6 +70,9 @@ def test_every_link_and_image_resolves(folder):
     page = (folder / "index.html").read_text()
     local = [link for link in Links(page).found if not link.startswith(("https://arxiv.org", "data:", "#"))]
     assert {"rq3_pgd.png", "rq3_task_weights.html", "tour.html"} == set(local)
+    notebook = (folder / "tour.html").read_text()
+    assert notebook.count("<style") == 1, "of nbconvert's own a quarter of a megabyte"
+    assert '<div class="highlight' in notebook, "with its code"
     assert all((folder / link).is_file() for link in local)
     inside = [link[1:] for link in Links(page).found if link.startswith("#")]
     assert len(inside) > 6

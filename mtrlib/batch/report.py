@@ -23,12 +23,20 @@ def write(folder: Path) -> Path:
     (`<rq>_<figure>.png`), and `machine.json`, as the notebooks write them.
     """
     results.read(folder)  # its fault in one line, not a notebook's
-    exporter, rendered = HTMLExporter(embed_images=True), {}
-    exporter.mathjax_url = ""
-    for path in sorted(folder.glob("*.ipynb")):
-        html, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
-        sealed.write(path.with_suffix(".html"), html.encode())
-        rendered[path.stem] = path.with_suffix(".html").name
+    page = Environment(autoescape=True).from_string(files("mtrlib.batch").joinpath("report.html").read_text("utf-8"))
+    rendered = {path.stem: path.with_suffix(".html").name for path in sorted(folder.glob("*.ipynb"))}
+
+    def render(name: str, notebook: nbformat.NotebookNode, title: str, **options: bool) -> None:
+        body, _ = HTMLExporter(template_name="basic", **options).from_notebook_node(notebook)
+        body = re.sub(r'<a href="(\w+)\.ipynb">(.*?)</a>', linked, body)
+        sealed.write(folder / name, page.render(name=Path(name).stem, title=title, body=body).encode())
+
+    def linked(link: re.Match) -> str:
+        return f'<a href="{rendered[link[1]]}">{link[2]}</a>' if link[1] in rendered else link[2]
+
+    for stem, name in rendered.items():
+        notebook = nbformat.read(folder / f"{stem}.ipynb", as_version=4)
+        render(name, notebook, f"{stem}, tier {folder.absolute().name}", embed_images=True)
     beside = folder.absolute().parent / "photos"
     others = beside != folder.absolute() and any(beside.glob("rq*_findings.csv"))  # not any folder of that name
     values = {"folder": str(folder.absolute()), "photographs": str(beside) if others else ""}
@@ -37,12 +45,6 @@ def write(folder: Path) -> Path:
     for number, cell in enumerate(made.cells):
         cell.id = str(number)  # the same page from the same results: papermill gives its own cell another one each time
     hidden = dict.fromkeys(("exclude_input", "exclude_input_prompt", "exclude_output_prompt"), True)
-    body, _ = HTMLExporter(template_name="basic", **hidden).from_notebook_node(made)
-
-    def linked(link: re.Match) -> str:
-        return f'<a href="{rendered[link[1]]}">{link[2]}</a>' if link[1] in rendered else link[2]
-
-    body = re.sub(r'<a href="(\w+)\.ipynb">(.*?)</a>', linked, body)
-    page = Environment(autoescape=True).from_string(files("mtrlib.batch").joinpath("report.html").read_text("utf-8"))
-    sealed.write(folder / "index.html", page.render(tier=folder.absolute().name, body=body).encode())
+    title = f"Is a multi-task network harder to attack? Results of the tier {folder.absolute().name}"
+    render("index.html", made, title, **hidden)
     return folder / "index.html"
