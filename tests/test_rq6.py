@@ -71,8 +71,11 @@ def test_every_claim_is_judged_by_what_the_errors_are_made_of():
         ["6.5", "6.6"], "agrees"
     )
     text = judging.sentences(found, "6.1", "6.3")
-    assert "One shared encoder: in 100% of the cells an attack on the other task hurts more than in separate" in text
-    assert "PAD-Net: in 100% of the cells an attack on the other task hurts more than with a shared encoder" in text
+    assert (
+        "One shared encoder: 100% of the cells are hurt more by an attack on the other task than separate networks"
+        in text
+    )
+    assert "PAD-Net: in 100% of the cells more of an attack reaches the other task than with a shared encoder" in text
 
 
 def test_what_is_made_the_other_way_round_is_judged_so():
@@ -92,6 +95,18 @@ def test_what_is_made_the_other_way_round_is_judged_so():
     rows = claims.findings("rq6", made(only_itself)).set_index("where")
     assert rows.loc["mtan, single: cells less vulnerable than a network of its own"].verdict == "disagrees"
     assert rows.loc["mtan, joint: cells less vulnerable than a network of its own"].verdict == "agrees"
+
+
+def test_what_reaches_the_other_task_is_a_share_of_what_an_attack_does_to_its_own():
+    """A network that has learned less is hurt less by any attack, also where more of it reaches the other task."""
+    found = claims.findings("rq6", made(TRUTH | {"pad_net": (1.6, 1.8, 1.9), "mti_net": (1.6, 1.8, 1.9)}))
+    rows = found[found.number == "6.3"]
+    assert judging.verdict(rows) == "agrees"
+    beside = rows[~rows.decides]
+    assert beside["where"].str.contains("cells hurt more by an attack").all()
+    assert set(beside.verdict) == {"disagrees"}
+    helps = made(TRUTH | {"pad_net": (0.9, 3.0, 3.3), "mti_net": (0.9, 3.0, 3.3)})
+    assert (told(helps)["6.3"], told(helps)["6.4"]) == ("disagrees", "agrees"), "an attack that helps reaches nothing"
 
 
 def test_more_sharing_more_spread_is_asked_of_the_order_too():
@@ -193,7 +208,7 @@ def test_the_table_of_claims_shows_the_question_where_it_was_measured(tmp_path):
 
 def test_the_figure_has_a_mark_for_every_cell_in_the_place_of_its_architecture():
     spread = rq6.spread(made(seeds=2, images=8))
-    figure = figures.by_setting(spread, "log ratio", judging.words(), log=False)
+    figure = figures.by_setting(spread, "log ratio", judging.words())
     (left, *_), number = figure.axes, len(TRUTH)
     assert [axis.get_title()[0] for axis in figure.axes] == list("sdn")
     assert [tick.get_text() for tick in left.get_xticklabels()][:3] == [

@@ -183,7 +183,7 @@ def sentence(row) -> str:
     known = ((rule.sentence, what[len(rule.what) :]) for rule in of_claim if what.startswith(rule.what))
     said, left_out = next(known, (f"{what} {{}}", ""))
     value, interval = numbers(row)
-    where = ", ".join(words().get(token, token) for token in where.split(", "))
+    where = in_words(where)
     needs = "" if not row.needs else f" ({row.needs})" if row.needs == NEVER else f" (needs {row.needs})"
     shown = "" if row.decides else NOT_DECIDING
     where = where if "_" in where.split(" ")[0] else where[0].upper() + where[1:]
@@ -204,6 +204,12 @@ def numbers(row) -> tuple[str, str]:
     if not (np.isfinite(row.low) and np.isfinite(row.high)):
         return value, " (of one training)"
     return value, f" (95 % interval {tables.number(row.low)} to {tables.number(row.high)})"
+
+
+def in_words(where: str) -> str:
+    """Where a finding is, such as "pgd_at, main s: ...", with words for short names."""
+    names, colon, what = where.partition(": ")
+    return ", ".join(words().get(token, token) for token in names.split(", ")) + colon + what
 
 
 @cache
@@ -229,8 +235,8 @@ def answer(findings: pd.DataFrame, rq: str) -> str:
     said = ("As claimed", "Against the claim") if rq in published.OTHERS else ("As the paper says", "Against the paper")
     words = dict(zip((*said, "Open", "Not measured"), (AGREES, DISAGREES, OPEN, NOT_MEASURED), strict=True))
     for word, verdict_ in words.items():
-        named = [f"{n}, {published.claims(rq).claim[n]}" for n, each in told.items() if each == verdict_]
-        lines += [f"{word}: {'; '.join(named) or 'nothing'}."] if named or verdict_ != NOT_MEASURED else []
+        named = [f"{published.claims(rq).claim[n]} ({n})" for n, each in told.items() if each == verdict_]
+        lines += [f"{word}: {'; '.join(named) or 'nothing'}."] if named or verdict_ in (AGREES, DISAGREES) else []
     return "\n".join(lines)
 
 

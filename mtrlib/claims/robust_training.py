@@ -61,8 +61,11 @@ def _auxiliaries(strong: pd.DataFrame, known: pd.Series) -> Iterator[dict]:
         rows, alone = paired(rows, strong, panel=f"{few}{name}", auxiliary=lambda of: of.main)
         each = matched(rows, alone, known)
         tables = by(each[each.learned], "panel", "auxiliary", name=f"{name}, {{}}, auxiliary {{}}".format)
+        if begins[-1] == " ":  # its auxiliary task is in the panel's name
+            tables = by(each[each.learned], "panel", name=f"{name}, {{}}".format)
         for n, mean in _means(rows, alone, known, "setting").values():
-            yield from values(rule, {f"{name}, mean of {n} set{'s' * (n > 1)}": mean}, decides=decides)
+            where = f"{name}, mean of {n} sets" if n > 1 else next(iter(tables))
+            yield from values(rule, {where: mean}, decides=decides)
         yield from values(rule, tables if len(tables) > 1 else {}, decides=False)
 
 

@@ -1,6 +1,9 @@
 """What is asked of architectures (RQ6), which is not the paper's question: whether an attack on one task spreads
 further the more tasks share (Zhang et al. 2023, DGBA, arXiv 2305.12066), and what the survey of Vandenhende et al.
-(2021, arXiv 2004.13379) says of clean errors. Panels and settings are those of `rq6.cells`."""
+(2021, arXiv 2004.13379) says of clean errors. Panels and settings are those of `rq6.cells`.
+
+How much of an attack reaches the other task is the log ratio under an attack on the other task over that under one on
+the task itself: a network that has learned little is hurt little by any attack, also by one that reaches it whole."""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from mtrlib.metrics.estimates import against, by, matched, paired, part
 
 SEPARATE = "separate"  # a network a task
 SOFT, DISTILLED = ["cross_stitch", "nddr"], ["pad_net", "mti_net"]
+LEAST = 0.01  # of an attack that reaches the other task: less, or one that helps it, counts as much
 # How much tasks share: nothing; maps between encoders of their own; an encoder with attention of their own to it; an
 # encoder. What decoders tell each other comes on top, and has claims of its own.
 LEVELS = {SEPARATE: 0, **dict.fromkeys(SOFT, 1), "mtan": 2, "hard": 3}
@@ -28,11 +32,13 @@ def rq6(errors: pd.DataFrame) -> Iterator[dict]:
     yield from shares("6.1", {"hard": part(apart, setting="hard")})
     yield from shares("6.1", by(apart[apart.index.get_level_values("setting") != "hard"], "setting"), decides=False)
     yield from _order(errors[errors.panel == "other"])
-    shared = against(other, known, setting="hard")
-    yield from shares("6.2", by(part(shared, setting=SOFT), "setting"))
-    yield from shares("6.2", by(part(shared, setting="mtan"), "setting"), decides=False)
-    yield from shares("6.3", by(part(shared, setting=DISTILLED), "setting"))
-    yield from shares("6.4", by(part(shared, setting=DISTILLED), "setting"))
+    reaches, itself = paired(other, frame, panel="own")
+    reaches = np.log((reaches / itself.where(itself > 0).to_numpy()).clip(lower=LEAST))
+    reached, hurt = (against(each, known, setting="hard") for each in (reaches, other))
+    for claim, of in {"6.2": SOFT, "6.3": DISTILLED, "6.4": DISTILLED}.items():
+        yield from shares(claim, by(part(reached, setting=of), "setting"))
+        yield from shares(f"{claim} effect", by(part(hurt, setting=of), "setting"), decides=False)
+    yield from shares("6.2", by(part(reached, setting="mtan"), "setting"), decides=False)
 
     whole = errors[errors.panel.isin(["own", "joint"])].assign(panel="own")  # one panel: the same images count in both
     frame = estimates.estimates(whole)

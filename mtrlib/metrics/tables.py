@@ -162,7 +162,8 @@ def show(table: pd.DataFrame, caption: str = "", folded: str = ""):
     from pandas.io.formats.style import Styler
 
     table = table if table.index.is_unique else table.reset_index(drop=True)
-    name = f"{zlib.crc32(table.to_csv().encode()):08x}"  # the same table is the same HTML in every run
+    # What shows the same is the same HTML, in every run and where another processor rounds the last digit otherwise.
+    name = f"{zlib.crc32(table.map(digits).to_csv().encode()):08x}"
     styled = Styler(table, uuid=name, cell_ids=False, caption=caption or None).format(digits, na_rep="")
     styled = styled.set_table_styles([{"selector": "th, td", "props": "text-align: left; vertical-align: top"}])
     styled = styled.hide(axis="index") if isinstance(table.index, pd.RangeIndex) else styled
