@@ -2,6 +2,7 @@
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mtrlib.claims.judging import words
 from mtrlib.figures.style import COLOURS, mark, named, panels, reach, styled
@@ -22,7 +23,7 @@ def trade_off(table: pd.DataFrame, x: str, y: str, tasks: dict[str, Task] | None
     tasks = TASKS if tasks is None else tasks
     names, mains = list(dict.fromkeys(table.panel)), list(dict.fromkeys(table.main))
     looks = {name: {"color": _INKS[k % len(_INKS)], "marker": "osD^vPX"[k % 7]} for k, name in enumerate(names)}
-    figure, axes = panels(len(mains), min(len(mains), 3), (3.7, 3.6), (2.2, 0))
+    figure, axes = panels(len(mains), min(len(mains), 3), (4.0, 3.6), (0, 1.0))
     for axis, main in zip(axes.flat, mains, strict=False):
         rows = table[table.main == main]
         far = [reach(rows.rename(columns={f"{v} low": "low", f"{v} high": "high"}), v) for v in (x, y)]
@@ -30,11 +31,12 @@ def trade_off(table: pd.DataFrame, x: str, y: str, tasks: dict[str, Task] | None
         for row in rows.to_dict("records"):
             axis.plot(row[x], row[y], markersize=8, zorder=2, **looks[row["panel"]])
         axis.axline((rows[x].min(), rows[x].min()), slope=1, color="0.4", linewidth=1, zorder=0)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.set(xlabel=f"error {_ERRORS.get(x, x)}", title=named(main, tasks))
         axis.set_ylabel(f"error {_ERRORS.get(y, y)}\n({tasks[main].unit if main in tasks else 'unit of the task'})")
     handles = [mark(words().get(name, name), **look) for name, look in looks.items()]
     handles.append(mark("nothing added", color="0.4", linewidth=1, linestyle="-"))
-    figure.legend(handles=handles, loc="outside right upper", title="way to train")
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(mains), 3))
     return figure
 
 
