@@ -232,3 +232,11 @@ def test_bad_images_are_refused(images):
 def test_a_loss_of_the_wrong_shape_is_refused():
     with pytest.raises(ValueError, match=r"\(T, B\)"):
         attacks.pgd(lambda x: x.sum(), grey(), eps=EPS, step_size=EPS, steps=1)
+
+
+@pytest.mark.parametrize("budget", [{"eps": 0.03, "steps": 0}, {"eps": 0.0, "steps": 3}, {"eps": 0.03, "steps": 3}])
+def test_a_wrong_rate_of_wgd_is_refused_before_anything_is_computed(budget):
+    calls = []
+    with pytest.raises(ValueError, match="Parameter rate should be one of definition, inverse. Found rate = 'x'"):
+        attacks.wgd(calls.append, torch.rand(2, 3, 4, 4), step_size=0.01, rate="x", **budget)
+    assert not calls

@@ -201,6 +201,16 @@ def test_a_damaged_state_to_resume_from_is_set_aside(stopped, tmp_path):
         assert training.checkpoint(folder, 3).read_bytes() == expected, name
 
 
+def test_a_state_of_another_version_is_set_aside(stopped, monkeypatch):
+    """Its optimizer's state has other shapes, which an optimizer takes as they are."""
+    spec = SPEC.model_copy(update={"epochs": 3})
+    monkeypatch.setattr("mtrlib.training.fitting._FORMAT", "1")
+    folder = stopped(spec)
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="resume.safetensors is damaged .*it is of another version of this package"):
+        assert len(training.fit(spec, rooms(), folder)) == 3
+
+
 def filled(fill_value: int = 0):
     def fill(arrays: dict) -> dict[int, str]:
         arrays["values"][:] = np.arange(1000).reshape(10, 100) + fill_value

@@ -245,4 +245,4 @@ def test_a_share_a_ratio_and_a_number_below_zero_have_an_axis_each():
     for axis, row in zip(figure.axes, rows, strict=True):
         assert [line.get_xdata().tolist() for line in axis.lines][:2] == [row[3:5], [row[2]]]
     asked = figure.axes[2].patches[0]
-    assert (asked.get_x(), asked.get_width()) == (0, 2)
+    assert (asked.get_x(), asked.get_width()) == (0, 1), "a correlation ends at 1"

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -190,6 +191,15 @@ def test_the_best_constant_is_no_worse_than_any_other():
         shape = () if task.per_image else target.shape[-2:]
         spread = (other.view(1, -1, *[1] * len(shape)).expand(16, -1, *shape) for other in others)
         assert found[letter] <= min(task.error(each, target, masks[letter]).nanmean().item() for each in spread) + 1e-6
+
+
+def test_labels_without_a_valid_pixel_to_train_on_have_a_constant():
+    """No label is as good as any other there; the test images have some."""
+    images, targets, masks = drawn(3)
+    given = Dataset("made", images, {"b": targets["b"]}, {"b": masks["b"]}, ("0", "1", "2"), (), tasks=TASKS_HERE)
+    nowhere = torch.zeros(len(images), *targets["b"].shape[-2:], dtype=torch.bool)
+    found = evaluation.constant_errors(replace(given, masks={"b": nowhere}), given)
+    assert found.constant_error.notna().all()
 
 
 KINDS_OF_FILES = {

@@ -159,6 +159,22 @@ def test_seeds_are_added_to_released_errors_by_a_store_that_has_those_alone(tier
     assert not Store(tmp_path / "none", released=file).has_errors(runs[0][0])  # without add others go
 
 
+def test_other_trainings_of_the_same_models_are_not_added(tier, tmp_path, monkeypatch):
+    """Their errors would stand beside those of the first under one specification."""
+    file, needs = tmp_path / "errors.parquet", again(tier, "seed 0", seeds=[0], released="")
+    cells = rq4.cells(needs.parameters["rq4_task_selection"].model_copy(update={"tasks": "sd"}))
+    runs, specs = studies.evaluations(cells), studies.models(cells)
+    studies.run(needs.store, cells)
+    released.write(file, needs.store, specs, runs)
+    record = needs.store.record
+    other = lambda spec: {**record(spec), "history": [{**record(spec)["history"][-1], "sha256": "0" * 64}]}  # noqa: E731
+    monkeypatch.setattr(needs.store, "record", other)
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match="has models of other trainings of the same specifications: release it anew"):
+        released.write(file, needs.store, specs[:1], [e for e in runs if e.model == specs[0]], add=True)
+    assert file.read_bytes() == before
+
+
 def test_what_the_store_lacks_is_not_released(tier, tmp_path):
     needs = again(tier, "lacking", released="")
     with pytest.raises(ValueError, match="It lacks .* run `make batch`"):

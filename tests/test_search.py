@@ -174,6 +174,18 @@ def test_queries_are_counted_and_the_search_is_of_what_the_gradient_left(lending
     assert (found.queries[searched] <= 4 + 2 + 8 * 12).all()
 
 
+def test_candidates_that_are_alike_are_counted_and_stay_in_the_first_generation():
+    """As where a gradient left rows in place: all of a population begin at them."""
+    domain = attacks.domain({"features": {name: {"low": 0.0, "high": 1.0} for name in "abc"}})
+
+    def flat(values, of):
+        return (values.round(decimals=1).detach() + 0 * values).sum(dim=1)[None]
+
+    rows, budget = torch.full((2, 3), 0.5).double(), {"eps": 0.2, "population": 8, "generations": 4}
+    found = attacks.caa(flat, rows, domain, lambda values, of: values.sum(dim=1) > 9, **budget)
+    assert found.queries.tolist() == [44, 44]
+
+
 def test_rows_out_of_their_ranges_are_refused(lending):
     values, domain, losses, broken, _ = lending
     with pytest.raises(ValueError, match="^Parameter rows should keep ranges .* Found 24 of 24"):

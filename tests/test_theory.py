@@ -19,6 +19,14 @@ def grey(batch: int = 5, seed: int = 0) -> torch.Tensor:
     return torch.rand(batch, 3, 4, 4, generator=seeded(seed)) * 0.5 + 0.25
 
 
+def test_statistics_are_kept_with_what_is_no_number():
+    norms, square = np.float64([[1, 2], [np.nan, 3], [4, np.nan]]), np.eye(2)
+    found = theory.Gradients(*({n: norms[:, :k] for n in ("linf", "l2")} for k in (2, 1)), square, square)
+    again = theory.from_table(theory.to_table(found))
+    np.testing.assert_array_equal(again.norms["linf"], norms)
+    np.testing.assert_array_equal(again.joint["linf"], norms[:, :1])
+
+
 @pytest.fixture
 def linear():
     """Three tasks whose losses are linear in the image, and their gradients, (3, 48)."""

@@ -1,8 +1,6 @@
 """Attacks that keep constraints: on tables in the order of CAA (Simonetto et al. 2024, arXiv 2406.00775), clean errors,
 then the gradient, then the search on what is left; on images by few numbers, with other tasks kept."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple

@@ -12,8 +12,6 @@ Penalties are in the units of the compared values, 0 where a constraint holds an
     x and y     the sum; x or y : the lesser
 """
 
-from __future__ import annotations
-
 import ast
 import operator
 from collections.abc import Mapping

@@ -97,6 +97,7 @@ def wgd(losses: Losses, images: Tensor, *, rate: str = "definition", **settings)
     L_i(0) is the loss at the start of the run. With one attacked task this is `pgd`. The point kept is that with the
     highest unweighted sum of losses. Parameters and result as in `pgd`, and `rate` as in `task_attack_rates`.
     """
+    _checked(rate)
     return pgd(losses, images, weigh=partial(task_attack_rates, rate=rate), **settings)
 
 
@@ -129,8 +130,7 @@ def task_attack_rates(losses: Tensor, first: Tensor, rate: str = "definition") -
     -------
     (T, B), with mean 1 over the tasks. A task with L_i(0) = 0, or a loss that is no number, counts as unchanged.
     """
-    if rate not in ("definition", "inverse"):
-        raise ValueError(f"Parameter rate should be one of definition, inverse. Found rate = {rate!r}.")
+    _checked(rate)
     if len(losses) == 1:  # L~ / L~, without rounding
         return torch.ones_like(losses)
     tiny = torch.finfo(losses.dtype).tiny
@@ -138,3 +138,8 @@ def task_attack_rates(losses: Tensor, first: Tensor, rate: str = "definition") -
     grown = torch.where((first > tiny) & first.isfinite() & ~grown.isnan(), grown.clamp(tiny**0.5, tiny**-0.5), 1.0)
     grown = grown if rate == "definition" else 1 / grown
     return grown / grown.mean(dim=0)
+
+
+def _checked(rate: str) -> None:
+    if rate not in ("definition", "inverse"):
+        raise ValueError(f"Parameter rate should be one of definition, inverse. Found rate = {rate!r}.")

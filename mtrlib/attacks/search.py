@@ -4,8 +4,6 @@
 Needs the extra `search` (pymoo). All inputs are searched at once: each generation of all of them is one batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -70,16 +68,18 @@ def search(
     number, shape = first.shape[1], (population, low.shape[1])
     away = (np.arange(population) // number / max((population - 1) // number, 1))[:, None]
     drawn = np.random.default_rng(seed).random(shape)
-    algorithms = []
+    algorithms, begun = [], []
     for own, bottom, top in zip(first, low, high, strict=True):
         near = np.resize(own, shape)
         begin = np.clip(near + away * (bottom + (top - bottom) * drawn - near), bottom, top)
-        algorithms.append(NSGA2(pop_size=population, sampling=Population.new(X=begin)))
+        begun.append(Population.new(X=begin))
+        algorithms.append(NSGA2(pop_size=population, sampling=begun[-1]))
         problem = Problem(n_var=shape[1], n_ieq_constr=0 if soft else 1, xl=bottom, xu=top)
         algorithms[-1].setup(problem, termination=("n_gen", generations + 1), seed=seed)
     fronts = [Front(torch.empty(0, shape[1]), torch.empty(0, 1), 0)] * len(first)
-    for _ in range(generations):
+    for generation in range(generations):
         asked = [algorithm.ask() for algorithm in algorithms]
+        asked = asked if generation else begun  # with candidates that are alike, which `ask` leaves out
         # The best again where an algorithm finds none that it has not tried.
         asked = [a.pop[:1] if new is None else new for new, a in zip(asked, algorithms, strict=True)]
         genes = torch.from_numpy(np.stack([np.resize(new.get("X"), shape) for new in asked]))

@@ -4,8 +4,6 @@ A rule compares an interval with what the claim asks. The interval of a share of
 surely so and those that are not surely not so: the tasks of the paper are all there are, not a sample.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar

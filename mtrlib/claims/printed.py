@@ -3,8 +3,6 @@
 Nothing here is trained or attacked; the tables are those of `published.vulnerability` (arXiv 2110.15053).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

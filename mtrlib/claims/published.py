@@ -4,8 +4,6 @@ Transcribed from the paper (arXiv 2110.15053), its Tables 1 to 3, and its supple
 Figures 12 and 13 of the supplement (orders of tasks) are read off the pictures, to about 2 %.
 """
 
-from __future__ import annotations
-
 from importlib.resources import files
 
 import numpy as np

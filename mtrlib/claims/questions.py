@@ -4,8 +4,6 @@ Claims and their numbers: `published.claims`. Rules, thresholds and margins: rul
 the log ratio of an image, log(adversarial / clean error).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import numpy as np

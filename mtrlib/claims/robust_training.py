@@ -5,8 +5,6 @@ The unit is the logarithm of the mean error under attack, or of what the attack 
 a model that has learned little would look robust. Panels and settings are those of `rq5.cells`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from itertools import product
 

@@ -5,8 +5,6 @@ further the more tasks share (Zhang et al. 2023, DGBA, arXiv 2305.12066), and wh
 How much of an attack reaches the other task is the log ratio under an attack on the other task over that under one on
 the task itself: a network that has learned little is hurt little by any attack, also by one that reaches it whole."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Claims of RQ2, on the vulnerability of sets of attacked tasks and what each added task contributes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import permutations
 

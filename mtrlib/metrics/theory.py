@@ -93,7 +93,7 @@ def to_table(found: Gradients) -> pd.DataFrame:
     and its place, `row` and `column`."""
     arrays = {f"{name} {norm}": values for name in ("norms", "joint") for norm, values in getattr(found, name).items()}
     arrays |= {"moments": found.moments, "covariances": found.covariances}
-    stacked = {name: pd.DataFrame(values).stack() for name, values in arrays.items()}
+    stacked = {name: pd.DataFrame(values).stack(future_stack=True) for name, values in arrays.items()}
     return pd.concat(stacked, names=["name", "row", "column"]).rename("value").reset_index()
 
 

@@ -1,8 +1,6 @@
 """A new model of any architecture: how tasks share a network, by name (the taxonomy of Vandenhende et al. 2021, arXiv
 2004.13379)."""
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Collection

@@ -1,8 +1,6 @@
 """Cross-stitch networks (Misra et al. 2016, arXiv 1604.03539): an encoder a task; after each stage every channel of a
 task goes on as a learned mixture of that channel of all tasks. They start from trained single-task models."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -158,4 +158,5 @@ def _description(names: str | Path) -> Names:
     except (yaml.YAMLError, ValueError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         told = " ".join([*map(str, first["loc"]), first["msg"]]) if first else own.said(error)
+        told = told.replace("Value error, ", "").rstrip(".")
         raise ValueError(f"{path} should be a description like libmtl.yaml: {told}.") from error

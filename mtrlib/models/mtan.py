@@ -1,7 +1,5 @@
 """MTAN (Liu et al. 2019, arXiv 1803.10704): a shared encoder, and a task's own attention to each of its stages."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

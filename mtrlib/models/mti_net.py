@@ -1,8 +1,6 @@
 """MTI-Net (Vandenhende et al. 2020, arXiv 2001.06902): as PAD-Net, at four scales of the encoder, from coarse to fine;
 what the tasks have in common at one scale goes into the features of the next."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

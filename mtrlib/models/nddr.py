@@ -1,8 +1,6 @@
 """NDDR-CNN (Gao et al. 2019, arXiv 1801.08297): an encoder a task; after the stem and each stage a task goes on with a
 1 x 1 convolution, batch norm and ReLU of the maps of all tasks. They start from trained single-task models."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -5,8 +5,6 @@ of this process. The digest is of what decides it, so that another source is ano
 parameter or an argument names it, never for a name with its digest, such as records and released errors hold.
 """
 
-from __future__ import annotations
-
 import dis
 import hashlib
 import inspect

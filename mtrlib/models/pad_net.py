@@ -1,8 +1,6 @@
 """PAD-Net (Xu et al. 2018, arXiv 1805.04409): a shared encoder; every task makes features and a first prediction, and
 its decoder sees, beside its own features, what it lets through of those of the other tasks."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from mtrlib.models import stages

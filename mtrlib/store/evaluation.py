@@ -154,9 +154,10 @@ def constant_errors(train: Dataset, test: Dataset) -> pd.DataFrame:
         else:
             pixels = flat.transpose(0, 1)[:, valid]
             mean = pixels.mean(dim=1)
-            constants = [mean, pixels.median(dim=1).values]
             if task.kind == "labels":
                 constants = [mean - 0.5, torch.ones_like(mean), -torch.ones_like(mean)]
+            else:
+                constants = [mean, pixels.median(dim=1).values]
 
         def error(constant: Tensor, to: Tensor, under: Tensor | None, task=task) -> Tensor:
             return task.error(constant.float()[None, :, None, None].expand(len(to), -1, *to.shape[-2:]), to, under)

@@ -104,7 +104,8 @@ def write(
     this code measured.
 
     `add` keeps what the file holds of others, such as other seeds, which this store need not have. Returns the numbers
-    of models, evaluations and other tables that were written; ValueError where the store lacks some of them.
+    of models, evaluations and other tables that were written; ValueError where the store lacks some of them, or where
+    the file has other trainings of the same models, whose errors would stand beside these.
     """
     models, evaluations = list(models), list(evaluations)
     untrained = sum(not store.has_model(spec) for spec in models)
@@ -137,6 +138,9 @@ def write(
                 tables[kind].insert(0, rows[~rows.specification.isin(known)])
             for part, digests in by.items():
                 code[part] |= set(digests)
+            new = {_text(record["spec"]): record["history"][-1] for record in records}
+            if any(new.get(_text(record["spec"]), record["history"][-1]) != record["history"][-1] for record in kept):
+                raise ValueError(f"{path} has models of other trainings of the same specifications: release it anew.")
             known = [record["spec"] for record in records]
             records = [record for record in kept if record["spec"] not in known] + records
         whole = {kind: pd.concat(rows, ignore_index=True) for kind, rows in sorted(tables.items())}

@@ -3,8 +3,6 @@
 A reader runs cells again, in any order. Cells computed from parameters that were changed or misspelt after their check
 would show tables of others in silence; here they fail. Outside IPython nothing is done."""
 
-from __future__ import annotations
-
 import ast
 import re
 import sys

@@ -1,8 +1,6 @@
 """Whether a defence is real or masks its gradients: the checks of Athalye et al. (2018, arXiv 1802.00420, section 3.1)
 and Carlini et al. (2019, arXiv 1902.06705), and how attacks climb (paper, RQ3)."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from mtrlib.claims import OPEN

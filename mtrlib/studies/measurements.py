@@ -1,8 +1,6 @@
 """What is measured of trained models beside their errors, and kept in the store as they are: only what decides these
 tables. The statistics that read them stand with each study."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -4,8 +4,6 @@ In all functions `errors` are of the model whose `gradients` (as `rq2.gradients`
 seed, as `studies.run` gives them for `rq2.cells`; `sets` is what `task_sets.vulnerabilities` makes of them; `tasks` and
 `order` are letters of the model and the attacked sets, in the order of the gradients."""
 
-from __future__ import annotations
-
 from itertools import permutations
 
 import numpy as np

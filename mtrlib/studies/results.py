@@ -1,7 +1,5 @@
 """What came out: the verdicts of a folder of results, side by side, in words and with their figures."""
 
-from __future__ import annotations
-
 import html
 import json
 import os

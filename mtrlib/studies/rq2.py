@@ -4,8 +4,6 @@ definitions 1 and 3; supplement, figures 12 and 13). `predictions` has what the 
 A weighting says how the losses of N attacked tasks make one: "sum", or "mean" with weights 1 / N. Both have the same
 attack, so a set is attacked once."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import numpy as np

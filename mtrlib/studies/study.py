@@ -3,13 +3,12 @@
 A study is a list of cells. A cell is one evaluation (a model under an attack) read for one main task; several cells
 may share an evaluation, and several evaluations a model. Building the list is pure; `run` does the work."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
 import pandas as pd
 
 from mtrlib.machine import bar
@@ -160,22 +159,27 @@ def run(store: Store, cells: list[Cell]) -> pd.DataFrame:
     """
     runs = evaluations(cells)
     attack(store, runs)
-    tables, most, frames = {e: _with_attacked_losses(store.errors(e), e) for e in runs}, {}, []
+    whole = pd.concat([store.errors(e).assign(run=number) for number, e in enumerate(runs)], ignore_index=True)
+    raised = pd.Series([task in set_ for task, set_ in zip(whole.task, whole.attacked_tasks, strict=True)])
+    own = raised.groupby(whole.run).transform("any")  # else the attack is on a task of its source alone
+    for kind in ("clean", "adversarial"):
+        losses = whole[f"{kind}_loss"].where(raised).groupby([whole.run, whole.image_id])
+        whole[f"{kind}_attacked_loss"] = losses.transform("sum").where(own)
+    places, number = whole.groupby(["run", "task"]).indices, {e: k for k, e in enumerate(runs)}
+    rows = [places[number[cell.evaluation], cell.main][: cell.images] for cell in cells]
+    errors = whole.drop(columns="run").take(np.concatenate(rows)).reset_index(drop=True)
+    counts = list(map(len, rows))
+    for name in CELL:
+        errors[name] = pd.Series([getattr(cell, name) for cell in cells]).repeat(counts).array
+
     predicted = [(cell.evaluation.model.data, cell.main, cell.evaluation.model.images) for cell in cells]
+    most: dict[tuple, int] = {}
     for cell, of in zip(cells, predicted, strict=True):
         most[of] = max(most.get(of, 0), cell.evaluation.attack.images)
     constants = {of: store.constant_errors(*of, images) for of, images in most.items()}
-    for cell, of in zip(cells, predicted, strict=True):
-        rows = tables[cell.evaluation]
-        rows = rows[rows.task == cell.main].head(cell.images)
-        added = {} if constants[of] is None else {"constant_error": rows.image_id.map(constants[of])}
-        frames.append(rows.assign(**{name: getattr(cell, name) for name in CELL}, **added))
-    return pd.concat(frames, ignore_index=True)
-
-
-def _with_attacked_losses(rows: pd.DataFrame, e: Evaluation) -> pd.DataFrame:
-    """The losses that the attack raised, the sum over its tasks, beside the rows of each image."""
-    attacked = rows[rows.task.isin(list(e.attack.tasks))].groupby("image_id")
-    for kind in ("clean", "adversarial"):
-        rows[f"{kind}_attacked_loss"] = rows.image_id.map(attacked[f"{kind}_loss"].sum())
-    return rows
+    known = [constants[of] for of in predicted]
+    if any(each is not None for each in known):
+        images = np.split(errors.image_id, np.cumsum(counts)[:-1])
+        parts = [np.full(len(i), np.nan) if k is None else k[i] for k, i in zip(known, images, strict=True)]
+        errors["constant_error"] = np.concatenate(parts)
+    return errors

@@ -25,6 +25,7 @@ from mtrlib.tasks import Task
 from mtrlib.training import adversarial, weights
 
 SAVE_EVERY = 5.0  # seconds between two saved states
+_FORMAT = "2"  # of saved states: since 2 that of the optimizer is in the shapes that it works in
 
 
 def fit(
@@ -215,7 +216,7 @@ def _save_resume(path: Path, spec: ModelSpec, model, optimizer, balance, history
     if balance is not None:
         state |= {f"balance/{key}": value for key, value in balance.state().items()}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    about = {"spec": spec.key, "history": json.dumps(history)}
+    about = {"spec": spec.key, "history": json.dumps(history), "format": _FORMAT}
     save(path, state, {**about, "sha256": _digest(state, about)})
 
 
@@ -263,6 +264,8 @@ def _read_resume(path: Path, spec: ModelSpec) -> tuple[dict[str, Tensor], list[d
         raise sealed.Damaged(path, " ".join(str(error).split())) from error
     if written != _digest(state, about):
         raise sealed.Damaged(path, "its content is not that of its checksum")
+    if about.get("format") != _FORMAT:
+        raise sealed.Damaged(path, "it is of another version of this package")
     if about["spec"] != spec.key:
         raise sealed.Damaged(path, "it is of another model")
     history = json.loads(about["history"])

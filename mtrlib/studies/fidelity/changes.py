@@ -2,8 +2,6 @@
 attacked and measured. The paper: arXiv 2110.15053; the code: its authors' public repository, folder MTVulnerability,
 described here and not copied. That it sums errors over pixels is no change: ratios of images of one size stay."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 

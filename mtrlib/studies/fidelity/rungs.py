@@ -1,8 +1,6 @@
 """What one reads off the `ladder`: the verdict of every rung on claims of RQ1 and RQ3, what each change does to the
 tables and to the order of their cells, and the two figures of both (paper, Tables 1 and 2; arXiv 2110.15053)."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
