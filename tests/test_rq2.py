@@ -9,7 +9,7 @@ import pytest
 from mtrlib import batch, claims, machine
 from mtrlib.claims import task_sets
 from mtrlib.metrics import theory
-from mtrlib.specs import AttackSpec
+from mtrlib.specs import AttackSpec, Evaluation
 from mtrlib.store import Store
 from mtrlib.studies import parameters, predictions, rq2, study
 
@@ -206,8 +206,8 @@ def test_gradients_of_a_model_do_not_depend_on_the_batch_and_the_expansion_holds
     frames = []
     for eps in (8.0, 0.05):
         attack = AttackSpec(tasks="sd", eps_255=eps, step_size_255=eps / 4, steps=12, images=7)
-        rows = study._with_attacked_losses(store.errors(tiny, attack), type("E", (), {"attack": attack}))
-        frames.append(rows[rows.task == "s"].assign(panel="linf", setting=eps))
+        run = Evaluation(model=tiny, attack=attack, epoch=tiny.epochs)
+        frames.append(study.run(store, [study.Cell("linf", eps, "s", 7, run)]))
     found = rq2.expansion(store, tiny, pd.concat(frames), 7).set_index("eps_255")
     assert abs(found["first over measured"][0.05] - 1) < 0.05
     assert abs(found["first over measured"][0.05] - 1) < abs(found["first over measured"][8.0] - 1)

@@ -88,7 +88,7 @@ def test_a_hostile_state_to_resume_from_does_nothing(tiny, tmp_path, monkeypatch
     state = load_file(path)
     state["balance/aggregator"] = torch.frombuffer(bytearray((tmp_path / "hostile").read_bytes()), dtype=torch.uint8)
     with safe_open(path, "pt") as file:
-        about = {name: file.metadata()[name] for name in ("spec", "history")}
+        about = {name: file.metadata()[name] for name in ("spec", "history", "format")}
     training.save(path, state, {**about, "sha256": fitting._digest(state, about)})
     with pytest.warns(UserWarning, match="resume.safetensors is damaged .*plain values only; nothing in it was run"):
         history = training.fit(spec, rooms, tmp_path)
