@@ -13,7 +13,7 @@ from oracles import script
 
 from mtrlib import attacks, machine
 
-OPTIONS = Namespace(encoder="resnet18_small", size=16, batch=2, repeats=1)
+OPTIONS = Namespace(encoder="resnet18_tiny", size=16, batch=2, repeats=1)
 
 
 def beside(name: str, monkeypatch):
