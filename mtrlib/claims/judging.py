@@ -116,7 +116,6 @@ def values(name: str, tables: dict[str, pd.DataFrame], *, decides: bool = True) 
     for where, row in zip(tables, judged.itertuples(), strict=True):
         told = decide(row.low, row.high, rule.side, threshold) if row.side else OPEN
         told = told if row.error > 0 or np.isnan(row.value) else decide(row.value, row.value, rule.side, threshold)
-
         needs = _needs(np.all, judged.loc[[where]], threshold, len(judged)) if told == OPEN else ""
         ends = np.clip([row.low, row.high], -1, 1) if rule.unit == "correlation" else (row.low, row.high)
         numbers = (float(back(number)) for number in (row.value, *ends))
@@ -176,12 +175,11 @@ def lines(rows: pd.DataFrame) -> list[str]:
 
 def sentence(row) -> str:
     """A finding in English: where, what was measured with its interval, what the claim needs, and the verdict."""
-    where, _, what = row.where.partition(": ")
+    where, _, what = in_words(row.where).partition(": ")
     of_claim = rules()[rules().claim == row.number].itertuples()
     known = ((rule.sentence, what[len(rule.what) :]) for rule in of_claim if what.startswith(rule.what))
     said, left_out = next(known, (f"{what} {{}}", ""))
     value, interval = numbers(row)
-    where = in_words(where)
     needs = "" if not row.needs else f" ({row.needs})" if row.needs == NEVER else f" (needs {row.needs})"
     shown = "" if row.decides else NOT_DECIDING
     where = where if "_" in where.split(" ")[0] else where[0].upper() + where[1:]

@@ -138,8 +138,8 @@ def write(
                 tables[kind].insert(0, rows[~rows.specification.isin(known)])
             for part, digests in by.items():
                 code[part] |= set(digests)
-            new = {_text(record["spec"]): record["history"][-1] for record in records}
-            if any(new.get(_text(record["spec"]), record["history"][-1]) != record["history"][-1] for record in kept):
+            trained = {_text(record["spec"]): record["history"][-1]["sha256"] for record in reversed([*kept, *records])}
+            if any(trained[_text(record["spec"])] != record["history"][-1]["sha256"] for record in records):
                 raise ValueError(f"{path} has models of other trainings of the same specifications: release it anew.")
             known = [record["spec"] for record in records]
             records = [record for record in kept if record["spec"] not in known] + records
