@@ -19,6 +19,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
+import torch._dynamo  # once, and not by the first step of every process
 from safetensors import safe_open
 torch.set_num_threads(1)
 from mtrlib import data
