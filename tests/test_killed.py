@@ -125,7 +125,7 @@ def write(folder, name, last, limit):
     WRITERS[name](folder)
 
 # Imported late otherwise.
-import matplotlib.pyplot, nbconvert, nbformat, torch._dynamo, mtrlib.batch.report, mtrlib.data.decoding, mtrlib.data.folder, mtrlib.rooms.rendering
+import matplotlib.pyplot, torch._dynamo, mtrlib.data.decoding, mtrlib.data.folder, mtrlib.rooms.rendering
 from mtrlib import figures, studies
 from mtrlib.metrics import tables
 from mtrlib.claims import judging
